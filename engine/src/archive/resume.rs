@@ -1,0 +1,287 @@
+//! What an interrupted session left behind the last commit, and how much of it is worth keeping.
+//!
+//! Sealed segments are adopted if every byte of them passes its checks: after a power cut a
+//! footer may have reached the disk before the frames it speaks of. The first record that is not
+//! whole ends the adoption; the log goes on there.
+
+use voltar_format::checksum::{BodyHasher, LogHasher};
+use voltar_format::commit::{Commit, RunEntry};
+use voltar_format::frame::{Frame, FrameHead};
+use voltar_format::index::{Page, check_foot_block, check_head_block};
+use voltar_format::limits::{BLOCK_LEN, FRAME_ALIGN, SEGMENT_LEN_MAX};
+use voltar_format::record::{RecordHead, RecordKind};
+use voltar_format::segment::{Footer, Table, TableHead, check_tail};
+use voltar_format::wire::{Reserved, is_zero};
+use voltar_format::{FormatError, LogOffset, Structure};
+
+use super::index::{Fresh, Index, Place};
+use super::open::{Archive, length};
+use super::session::Beginning;
+use super::{format_error, read_exact};
+use crate::cancel::Cancel;
+use crate::error::{Error, ErrorKind, Result};
+
+/// A record behind the last commit that is whole.
+pub enum Whole {
+    /// A data segment.
+    Data {
+        /// Its table.
+        table: Table,
+        /// Its footer.
+        footer: Footer,
+    },
+    /// An index run.
+    Index {
+        /// The run, as a commit would name it.
+        run: RunEntry,
+        /// Its footer.
+        footer: Footer,
+    },
+}
+
+impl Whole {
+    fn footer(&self) -> &Footer {
+        match self {
+            Whole::Data { footer, .. } | Whole::Index { footer, .. } => footer,
+        }
+    }
+}
+
+/// Adopts what is sealed behind the last commit: its items become part of `fresh` and `index`.
+///
+/// # Errors
+/// Of reading; damage is no error here, it ends the adoption.
+pub fn adopt(
+    archive: &Archive,
+    index: &Index,
+    fresh: &Fresh,
+    cancel: &Cancel,
+) -> Result<Beginning> {
+    let last = archive.last.as_ref();
+    let mut beginning = Beginning {
+        log_hash: LogHasher::new(),
+        segment_count: 0,
+        position: archive.end(),
+        previous_record: last.map_or(LogOffset(0), |commit| commit.offset),
+        sequence: last.map_or(1, |commit| commit.sequence + 1),
+    };
+    let end = length(&*archive.home)?;
+    while let Some(whole) = whole_record(archive, beginning.position, end)? {
+        cancel.check()?;
+        if whole.footer().sequence != beginning.sequence {
+            break;
+        }
+        take_in(&whole, index, fresh);
+        let footer = whole.footer();
+        beginning.log_hash.add(&footer.body_hash);
+        beginning.segment_count += 1;
+        beginning.previous_record = footer.start;
+        beginning.sequence += 1;
+        beginning.position = LogOffset(footer.start.0 + footer.len);
+    }
+    Ok(beginning)
+}
+
+/// Writes the copy of the last commit that a crash or damage took, from the one that is whole.
+/// Nothing committed is overwritten: these bytes were to be exactly what is written now.
+///
+/// # Errors
+/// Of reading and writing.
+pub fn mend_last_commit(archive: &Archive) -> Result<bool> {
+    let Some(commit) = &archive.last else { return Ok(false) };
+    let len = length(&*archive.home)?;
+    let whole = [commit.offset, LogOffset(commit.offset.0 + commit.len)].map(|at| {
+        let fits = at.0 + commit.len <= len;
+        let copy =
+            if fits { read_exact(&*archive.home, at, commit.len as usize).ok() } else { None };
+        copy.filter(|copy| Commit::decode_at(copy, at, Some(archive.id)).is_ok())
+    });
+    let twin = match &whole {
+        [Some(_), Some(_)] | [None, None] => return Ok(false),
+        [Some(copy), None] | [None, Some(copy)] => Commit::twin(copy),
+    };
+    let Some((at, bytes)) = twin else { return Ok(false) };
+    let failed = |error| Error::io("cannot mend the last commit of", archive.label(), error);
+    if len < at.0 + bytes.len() as u64 {
+        archive.home.set_len(at.0 + bytes.len() as u64).map_err(failed)?;
+    }
+    archive.home.write_at(&bytes, at.0).map_err(failed)?;
+    archive.home.sync().map_err(failed)?;
+    Ok(true)
+}
+
+fn take_in(whole: &Whole, index: &Index, fresh: &Fresh) {
+    match whole {
+        Whole::Data { table, footer } => {
+            for (frame, chunks) in table.iter() {
+                let start = LogOffset(footer.start.0 + u64::from(frame.offset));
+                for (slot, chunk) in (0u16..).zip(chunks) {
+                    let frame_len = frame.stored_len;
+                    fresh.place(
+                        &chunk.id,
+                        Place { frame: start, frame_len, slot, kind: chunk.kind },
+                    );
+                }
+            }
+        }
+        Whole::Index { run, .. } => {
+            // The run holds what was spilled before it: everything in the table by now.
+            drop(fresh.drain_placed());
+            let mut runs = index.runs().to_vec();
+            runs.push(run.clone());
+            index.set_runs(runs);
+        }
+    }
+}
+
+/// The record at `start`, if it is sealed and every byte of it passes its checks.
+fn whole_record(archive: &Archive, start: LogOffset, end: u64) -> Result<Option<Whole>> {
+    if start.0 + BLOCK_LEN as u64 > end {
+        return Ok(None);
+    }
+    let head = read_exact(&*archive.home, start, RecordHead::LEN)?;
+    let Ok((head, kind)) = RecordHead::decode_at(&head, start, Some(archive.id)) else {
+        return Ok(None);
+    };
+    let last = archive.last.as_ref().map_or(LogOffset(0), |commit| commit.offset);
+    if head.last_commit != last {
+        return Ok(None);
+    }
+    let whole = match kind {
+        RecordKind::Data => check_segment(archive, start, end),
+        RecordKind::Index => check_run(archive, start, end),
+        RecordKind::Commit | RecordKind::Other => return Ok(None),
+    };
+    match whole {
+        Ok(whole) => Ok(Some(whole)),
+        Err(error) if error.kind() == ErrorKind::Damaged => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Checks every byte of the data segment at `start`, frame after frame.
+///
+/// # Errors
+/// `Damaged` naming the first thing that is wrong; `Io`.
+pub fn check_segment(archive: &Archive, start: LogOffset, end: u64) -> Result<Whole> {
+    let bad = |error: FormatError| format_error(archive.label(), error);
+    let mut table = Table::default();
+    let mut at = RecordHead::LEN as u64;
+    loop {
+        if at > SEGMENT_LEN_MAX {
+            return Err(bad(misfit("it is longer than a segment may be").at(start)));
+        }
+        let head = read_bounded(archive, start.0 + at, FrameHead::LEN as u64, end)?;
+        if Table::is_candidate(&head) {
+            break;
+        }
+        at = check_frame(archive, start, at, &head, end, &mut table)?;
+    }
+    check_segment_tail(archive, start, at, end, table)
+}
+
+/// Checks the frame `at` bytes into the segment, adds it to `table`, returns where the next is.
+fn check_frame(
+    archive: &Archive,
+    start: LogOffset,
+    at: u64,
+    head: &[u8],
+    end: u64,
+    table: &mut Table,
+) -> Result<u64> {
+    let position = LogOffset(start.0 + at);
+    let bad = |error: FormatError| format_error(archive.label(), error.at(position));
+    let head = Frame::decode_head(head).map_err(bad)?;
+    let padded = u64::from(head.stored_len).next_multiple_of(FRAME_ALIGN as u64);
+    let bytes = read_bounded(archive, position.0, padded, end)?;
+    let frame = Frame::decode(&bytes).map_err(bad)?;
+    frame.check_payload().map_err(bad)?;
+    if !is_zero(&bytes[head.stored_len as usize..]) {
+        return Err(bad(misfit("the padding behind it is not zero")));
+    }
+    table.push(u32::try_from(at).unwrap_or(u32::MAX), &frame);
+    Ok(at + padded)
+}
+
+fn check_segment_tail(
+    archive: &Archive,
+    start: LogOffset,
+    at: u64,
+    end: u64,
+    table: Table,
+) -> Result<Whole> {
+    let position = LogOffset(start.0 + at);
+    let bad = |error: FormatError| format_error(archive.label(), error.at(position));
+    let head = read_bounded(archive, position.0, TableHead::LEN as u64, end)?;
+    let table_len = Table::encoded_len(&head).map_err(bad)? as u64;
+    let segment_len = (at + table_len + Footer::LEN as u64).next_multiple_of(BLOCK_LEN as u64);
+    let tail = read_bounded(archive, position.0, segment_len - at, end)?;
+    let stored = Table::decode(&tail).map_err(bad)?;
+    if stored != table {
+        return Err(bad(misfit("the table speaks of other frames")));
+    }
+    let after = LogOffset(start.0 + segment_len);
+    let block = &tail[tail.len() - Footer::LEN.min(tail.len())..];
+    let (footer, kind) = Footer::decode_at(block, after, Some(archive.id)).map_err(bad)?;
+    if kind != RecordKind::Data || footer.start != start {
+        return Err(bad(misfit("the footer belongs to another record")));
+    }
+    check_tail(&tail, &footer, &table).map_err(bad)?;
+    Ok(Whole::Data { table, footer })
+}
+
+/// Checks every byte of the index run at `start`.
+///
+/// # Errors
+/// `Damaged` naming the first thing that is wrong; `Io`.
+pub fn check_run(archive: &Archive, start: LogOffset, end: u64) -> Result<Whole> {
+    let block = BLOCK_LEN as u64;
+    let bad = |at: u64, error: FormatError| format_error(archive.label(), error.at(LogOffset(at)));
+    let first = read_bounded(archive, start.0, block, end)?;
+    let (record, _) = RecordHead::decode_at(&first, start, Some(archive.id))
+        .map_err(|error| bad(start.0, error))?;
+    let head = check_head_block(&first, &record).map_err(|error| bad(start.0, error))?;
+    let mut hasher = BodyHasher::new();
+    let mut number = 0;
+    let mut entry_count = 0;
+    loop {
+        let at = start.0 + (number + 1) * block;
+        let bytes = read_bounded(archive, at, block, end)?;
+        let Ok(page) = Page::decode(&bytes, number) else { break };
+        entry_count += page.entries().map_err(|error| bad(at, error))?.len() as u64;
+        hasher.add(&bytes);
+        number += 1;
+    }
+    let at = start.0 + (number + 1) * block;
+    let foot = read_bounded(archive, at, block, end)?;
+    check_foot_block(&foot).map_err(|error| bad(at, error))?;
+    let decoded = Footer::decode_at(&foot, LogOffset(at + block), Some(archive.id));
+    let (footer, kind) = decoded.map_err(|error| bad(at, error))?;
+    if kind != RecordKind::Index || footer.start != start || footer.body_hash != hasher.finish() {
+        return Err(bad(at, misfit("the footer does not fit the pages before it")));
+    }
+    let run = RunEntry {
+        offset: start,
+        len: footer.len,
+        entry_count,
+        buckets: head.buckets,
+        page_count: number,
+        reserved: Reserved,
+        body_hash: footer.body_hash,
+    };
+    Ok(Whole::Index { run, footer })
+}
+
+/// Exactly these bytes, or damage if the file ends before.
+fn read_bounded(archive: &Archive, start: u64, len: u64, end: u64) -> Result<Vec<u8>> {
+    match start.checked_add(len).is_some_and(|last| last <= end) {
+        true => read_exact(&*archive.home, LogOffset(start), len as usize),
+        false => Err(Error::new(ErrorKind::Damaged, "the record is cut short")
+            .on(archive.label())
+            .at(start..end)),
+    }
+}
+
+fn misfit(problem: &str) -> FormatError {
+    FormatError::new(Structure::Segment, "F-036", problem)
+}

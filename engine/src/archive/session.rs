@@ -1,0 +1,462 @@
+//! A writing session: appends segments and index runs, and ends with a commit or not at all.
+
+use std::sync::Arc;
+
+use voltar_format::checksum::LogHasher;
+use voltar_format::commit::{Commit, NewCommit, RunEntry};
+use voltar_format::frame::Frame;
+use voltar_format::header::Header;
+use voltar_format::index::{
+    BuiltRun, IndexEntry, RunBuilder, RunHead, buckets_for, foot_block, head_block,
+};
+use voltar_format::limits::{
+    BLOCK_LEN, FRAME_ALIGN, RUNS_MAX, SEGMENT_CHUNKS_MAX, SEGMENT_LEN_TARGET,
+};
+use voltar_format::record::{RECORD_MAGIC, RecordHead, RecordKind};
+use voltar_format::segment::Table;
+use voltar_format::wire::Reserved;
+use voltar_format::{ArchiveId, LogOffset, SessionId};
+
+use super::index::{Fresh, Index, Merge, Place};
+use super::log::LogWriter;
+use super::open::Archive;
+use super::{Home, format_error};
+use crate::error::{Error, ErrorKind, Result};
+use crate::options::IoEngine;
+
+/// Items in the session's table at which they are written out as an index run. Each costs about
+/// 100 bytes of memory at worst.
+const SPILL_ITEMS: usize = 384 << 10;
+
+/// A merge takes in every run that has at most this many times the entries of those after it.
+const MERGE_FACTOR: u64 = 4;
+
+/// What a session appends to.
+pub struct Session {
+    archive_id: ArchiveId,
+    session: SessionId,
+    label: String,
+    log: LogWriter,
+    home: Option<Arc<dyn Home>>,
+    index: Option<Index>,
+    fresh: Arc<Fresh>,
+    runs: Vec<RunEntry>,
+    last_commit: Option<Commit>,
+    previous_record: LogOffset,
+    sequence: u64,
+    log_hash: LogHasher,
+    segment_count: u32,
+    segment: Option<Segment>,
+    start: LogOffset,
+    /// Incompatible and compatible features in use.
+    features: (u64, u64),
+}
+
+/// The data segment being filled.
+struct Segment {
+    start: LogOffset,
+    table: Table,
+}
+
+/// Where a session begins: behind what is committed and what was adopted.
+pub struct Beginning {
+    /// The records since the last commit that were adopted: their body hashes, in order.
+    pub log_hash: LogHasher,
+    /// How many they are.
+    pub segment_count: u32,
+    /// Where the log goes on.
+    pub position: LogOffset,
+    /// The last record before.
+    pub previous_record: LogOffset,
+    /// The next record's number.
+    pub sequence: u64,
+}
+
+impl Session {
+    /// Appends to an archive in a file, behind `beginning`. The file ends there or is cut there.
+    ///
+    /// # Errors
+    /// If the I/O engine cannot be set up.
+    pub fn in_home(
+        archive: &Archive,
+        index: Index,
+        fresh: Arc<Fresh>,
+        beginning: Beginning,
+        engine: IoEngine,
+        depth: u32,
+        dry_run: bool,
+    ) -> Result<Session> {
+        let home = Arc::clone(&archive.home);
+        let log = match dry_run {
+            true => LogWriter::to_nowhere(beginning.position),
+            false => LogWriter::to_home(Arc::clone(&home), beginning.position, engine, depth)?,
+        };
+        Ok(Session {
+            archive_id: archive.id,
+            session: SessionId(random_bytes()),
+            label: archive.label().to_owned(),
+            log,
+            home: (!dry_run).then_some(home),
+            runs: index.runs().to_vec(),
+            index: Some(index),
+            fresh,
+            last_commit: archive.last.clone(),
+            previous_record: beginning.previous_record,
+            sequence: beginning.sequence,
+            log_hash: beginning.log_hash,
+            segment_count: beginning.segment_count,
+            segment: None,
+            start: beginning.position,
+            features: features_of(archive),
+        })
+    }
+
+    /// Writes a fresh archive to a pipe, or, for a dry run, nowhere.
+    ///
+    /// # Errors
+    /// Of writing the header.
+    pub fn in_stream(
+        log: LogWriter,
+        label: &str,
+        created_ns: i64,
+        fresh: Arc<Fresh>,
+    ) -> Result<Session> {
+        let mut log = log;
+        let header = new_header(created_ns);
+        log.append(&header.encode())?;
+        Ok(Session {
+            archive_id: header.archive_id,
+            session: SessionId(random_bytes()),
+            label: label.to_owned(),
+            start: log.position(),
+            log,
+            home: None,
+            index: None,
+            fresh,
+            runs: Vec::new(),
+            last_commit: None,
+            previous_record: LogOffset(0),
+            sequence: 1,
+            log_hash: LogHasher::new(),
+            segment_count: 0,
+            segment: None,
+            features: (0, 0),
+        })
+    }
+
+    /// Bytes appended so far.
+    pub fn appended(&self) -> u64 {
+        self.log.position().0 - self.start.0
+    }
+
+    /// Appends a frame that consists of these pieces (head with entries, payload) and remembers
+    /// where its items are.
+    ///
+    /// # Errors
+    /// Of writing. A frame that does not decode is a defect of ours and an error, never stored.
+    pub fn append_frame(&mut self, head: &[u8], payload: &[u8]) -> Result<()> {
+        self.make_room(head, payload)?;
+        let position = self.log.position();
+        self.log.append(head)?;
+        self.log.append(payload)?;
+        self.pad_to(FRAME_ALIGN as u64)?;
+        let segment = self.segment.as_ref().map(|segment| segment.start);
+        let start = segment.ok_or_else(|| internal("no segment is open"))?;
+        self.remember(head, payload, position, start)
+    }
+
+    /// Opens a segment if there is none, seals the one that is full.
+    fn make_room(&mut self, head: &[u8], payload: &[u8]) -> Result<()> {
+        let frame_len = (head.len() + payload.len()) as u64;
+        let is_full = self.segment.as_ref().is_some_and(|segment| {
+            let len = self.log.position().0 - segment.start.0;
+            len > 0 && len + frame_len > SEGMENT_LEN_TARGET
+                || segment.table.chunks.len() >= SEGMENT_CHUNKS_MAX as usize
+        });
+        if is_full {
+            self.seal_segment()?;
+            if self.fresh.len() >= SPILL_ITEMS {
+                self.spill()?;
+            }
+        }
+        if self.segment.is_none() {
+            let start = self.log.position();
+            let head = self.record_head(RecordKind::Data).seal();
+            self.log.append(&head)?;
+            self.segment = Some(Segment { start, table: Table::default() });
+        }
+        Ok(())
+    }
+
+    fn remember(
+        &mut self,
+        head: &[u8],
+        payload: &[u8],
+        position: LogOffset,
+        start: LogOffset,
+    ) -> Result<()> {
+        let frame =
+            Frame::decode_parts(head, payload).map_err(|error| format_error(&self.label, error))?;
+        for (slot, entry) in (0u16..).zip(&frame.entries) {
+            let place =
+                Place { frame: position, frame_len: frame.head.stored_len, slot, kind: entry.kind };
+            self.fresh.place(&entry.id, place);
+        }
+        let offset =
+            u32::try_from(position.0 - start.0).map_err(|_| internal("segment too long"))?;
+        if let Some(segment) = &mut self.segment {
+            segment.table.push(offset, &frame);
+        }
+        Ok(())
+    }
+
+    fn pad_to(&mut self, align: u64) -> Result<()> {
+        const ZEROES: [u8; BLOCK_LEN] = [0; BLOCK_LEN];
+        let short = self.log.position().0.next_multiple_of(align) - self.log.position().0;
+        self.log.append(&ZEROES[..short as usize])
+    }
+
+    /// Ends the open segment, if there is one, with its table and footer.
+    ///
+    /// # Errors
+    /// Of writing.
+    pub fn seal_segment(&mut self) -> Result<()> {
+        let Some(segment) = self.segment.take() else { return Ok(()) };
+        let table_offset = (self.log.position().0 - segment.start.0) as u32;
+        debug_assert_eq!(u64::from(table_offset), segment.table.offset_in_segment());
+        let tail = segment.table.seal(self.archive_id, segment.start, self.sequence, table_offset);
+        self.log.append(&tail)?;
+        let block = &tail[tail.len().saturating_sub(BLOCK_LEN)..];
+        let (footer, _) = voltar_format::segment::Footer::decode_at(
+            block,
+            self.log.position(),
+            Some(self.archive_id),
+        )
+        .map_err(|error| format_error(&self.label, error))?;
+        self.record_done(segment.start, &footer.body_hash);
+        Ok(())
+    }
+
+    fn record_done(&mut self, start: LogOffset, body_hash: &voltar_format::Id) {
+        self.log_hash.add(body_hash);
+        self.segment_count += 1;
+        self.previous_record = start;
+        self.sequence += 1;
+    }
+
+    fn record_head(&self, kind: RecordKind) -> RecordHead {
+        RecordHead {
+            magic: RECORD_MAGIC,
+            kind: kind as u8,
+            flags: 0,
+            reserved_a: Reserved,
+            archive_id: self.archive_id,
+            offset: self.log.position(),
+            sequence: self.sequence,
+            session: self.session,
+            last_commit: self.last_commit.as_ref().map_or(LogOffset(0), |commit| commit.offset),
+            previous: self.previous_record,
+            body_len: 0,
+            body_crc: 0,
+            reserved_b: Reserved,
+            crc: 0,
+        }
+    }
+
+    /// Writes the session's table out as an index run, and merges runs where that pays.
+    fn spill(&mut self) -> Result<()> {
+        self.seal_segment()?;
+        let entries = self.fresh.drain_placed();
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let mut entries = entries.into_iter();
+        let count = entries.len() as u64;
+        let run = self.write_run(count, || Ok(entries.next()))?;
+        self.runs.push(run);
+        self.merge_runs()?;
+        // From here on look-ups find these items in the runs, so the runs must be readable.
+        self.log.flush()?;
+        if let Some(index) = &self.index {
+            index.set_runs(self.runs.clone());
+        }
+        Ok(())
+    }
+
+    /// Keeps the number of runs logarithmic: while the last run is not much smaller than the one
+    /// before it, both become one. Needs to read what it wrote, which a pipe cannot.
+    fn merge_runs(&mut self) -> Result<()> {
+        let Some(home) = self.home.clone() else { return self.check_run_count() };
+        let from = merge_from(&self.runs);
+        if from + 1 >= self.runs.len() {
+            return self.check_run_count();
+        }
+        self.log.flush()?;
+        let merged: Vec<RunEntry> = self.runs.split_off(from);
+        let count = merged.iter().map(|run| run.entry_count).sum();
+        let mut merge = Merge::new(&home, &merged)?;
+        let run = self.write_run(count, || merge.next_entry())?;
+        self.runs.push(run);
+        self.check_run_count()
+    }
+
+    fn check_run_count(&self) -> Result<()> {
+        match self.runs.len() < RUNS_MAX as usize {
+            true => Ok(()),
+            false => {
+                Err(Error::new(ErrorKind::InvalidRequest, "too much for one archive in a pipe")
+                    .hint("write to a file: there the index is merged as it grows"))
+            }
+        }
+    }
+
+    /// Appends an index run of at most `count` entries in ascending order.
+    fn write_run(
+        &mut self,
+        count: u64,
+        mut next: impl FnMut() -> Result<Option<IndexEntry>>,
+    ) -> Result<RunEntry> {
+        let start = self.log.position();
+        let mut builder = RunBuilder::new(count);
+        let buckets = buckets_for(count);
+        let head = self.record_head(RecordKind::Index);
+        let numbers = RunHead { entry_count: count, buckets, reserved: Reserved };
+        self.log.append(&head_block(head, &numbers))?;
+        let mut pages = Vec::new();
+        while let Some(entry) = next()? {
+            builder.push(&entry, &mut pages);
+            if !pages.is_empty() {
+                self.log.append(&pages)?;
+                pages.clear();
+            }
+        }
+        let built: BuiltRun = builder.finish(&mut pages);
+        self.log.append(&pages)?;
+        self.log.append(&foot_block(self.archive_id, start, self.sequence, &built))?;
+        self.record_done(start, &built.body_hash);
+        Ok(RunEntry {
+            offset: start,
+            len: self.log.position().0 - start.0,
+            entry_count: built.entry_count,
+            buckets: built.buckets,
+            page_count: built.page_count,
+            reserved: Reserved,
+            body_hash: built.body_hash,
+        })
+    }
+
+    /// Seals what is open, makes everything durable, and makes the snapshot exist.
+    ///
+    /// # Errors
+    /// Of writing or syncing; the snapshot then does not exist.
+    pub fn commit(mut self, manifest: &[u8]) -> Result<(Commit, u64)> {
+        self.spill()?;
+        self.seal_segment()?;
+        self.log.sync()?;
+        let (bytes, commit) = NewCommit {
+            archive_id: self.archive_id,
+            session: self.session,
+            offset: self.log.position(),
+            sequence: self.sequence,
+            previous_record: self.previous_record,
+            incompatible: self.features.0,
+            compatible: self.features.1,
+            previous: self.last_commit.as_ref(),
+            log_hash: self.log_hash.finish(),
+            segment_count: self.segment_count,
+            runs: &self.runs,
+            manifest,
+        }
+        .encode();
+        self.log.append(&bytes)?;
+        self.log.sync()?;
+        let appended = self.appended();
+        Ok((commit, appended))
+    }
+
+    /// Gives up without a commit; what was sealed is made durable as far as that goes, so that
+    /// the next session finds it.
+    pub fn abandon(mut self) {
+        // Errors here change nothing: the session has failed already, and what is not found
+        // sealed is stored again.
+        let _ = self.seal_segment();
+        let _ = self.log.flush();
+    }
+}
+
+/// The features an archive uses already: what its header or its last commit says.
+fn features_of(archive: &Archive) -> (u64, u64) {
+    let header = archive.header.as_ref().map_or((0, 0), |h| (h.incompatible, h.compatible));
+    let last = archive.last.as_ref().map(|c| (c.head.incompatible, c.head.compatible));
+    let last = last.unwrap_or((0, 0));
+    (header.0 | last.0, header.1 | last.1)
+}
+
+/// From which run on a merge pays: the longest tail whose every run has at most
+/// [`MERGE_FACTOR`] times the entries that follow it.
+fn merge_from(runs: &[RunEntry]) -> usize {
+    let mut after = 0u64;
+    let mut from = runs.len();
+    for (number, run) in runs.iter().enumerate().rev() {
+        if number + 1 < runs.len() && run.entry_count > after.saturating_mul(MERGE_FACTOR) {
+            break;
+        }
+        after = after.saturating_add(run.entry_count);
+        from = number;
+    }
+    from
+}
+
+/// A header for a new archive.
+pub fn new_header(created_ns: i64) -> Header {
+    Header::new(ArchiveId(random_bytes()), created_ns)
+}
+
+fn random_bytes() -> [u8; 16] {
+    use rand::Rng;
+    let mut bytes = [0; 16];
+    rand::rng().fill_bytes(&mut bytes);
+    bytes
+}
+
+fn internal(message: &str) -> Error {
+    Error::new(ErrorKind::Internal, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use voltar_format::Id;
+
+    fn run(entry_count: u64) -> RunEntry {
+        RunEntry {
+            offset: LogOffset(4096),
+            len: 0,
+            entry_count,
+            buckets: 1,
+            page_count: 2,
+            reserved: Reserved,
+            body_hash: Id::default(),
+        }
+    }
+
+    #[test]
+    fn merges_keep_the_number_of_runs_logarithmic() {
+        assert_eq!(merge_from(&[run(1000), run(100)]), 1);
+        assert_eq!(merge_from(&[run(400), run(100)]), 0);
+        assert_eq!(merge_from(&[run(1000), run(300), run(100), run(1)]), 3);
+        let mut runs: Vec<RunEntry> = Vec::new();
+        let mut written = 0;
+        for _ in 0..10_000 {
+            runs.push(run(100));
+            let from = merge_from(&runs);
+            if from + 1 < runs.len() {
+                let sum = runs.split_off(from).iter().map(|run| run.entry_count).sum();
+                written += sum;
+                runs.push(run(sum));
+            }
+            assert!(runs.len() <= 9, "{} runs", runs.len());
+        }
+        assert!(written < 10_000 * 100 * 30, "{written} entries rewritten");
+    }
+}

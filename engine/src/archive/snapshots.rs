@@ -1,0 +1,124 @@
+//! Snapshots by name: the chain of commits, and what a selector means.
+
+use voltar_format::SnapshotId;
+use voltar_format::commit::Commit;
+use voltar_format::manifest::Manifest;
+
+use super::format_error;
+use super::open::Archive;
+use crate::error::{Error, ErrorKind, Result};
+use crate::options::Selector;
+
+/// A snapshot and the commit that made it.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Its id.
+    pub id: SnapshotId,
+    /// What it is.
+    pub manifest: Manifest,
+    /// The commit.
+    pub commit: Commit,
+}
+
+/// The commits of an archive, newest first.
+pub struct Commits<'a> {
+    archive: &'a Archive,
+    next: Option<Result<Commit>>,
+}
+
+impl Archive {
+    /// The commits, newest first. Ends after the first error.
+    pub fn commits(&self) -> Commits<'_> {
+        Commits { archive: self, next: self.last.clone().map(Ok) }
+    }
+
+    /// The snapshots, newest first. Ends after the first error.
+    pub fn snapshots(&self) -> impl Iterator<Item = Result<Snapshot>> + '_ {
+        self.commits().filter_map(|commit| match commit {
+            Ok(commit) => self.snapshot_of(commit).transpose(),
+            Err(error) => Some(Err(error)),
+        })
+    }
+
+    /// The snapshot a commit made, if it made one.
+    ///
+    /// # Errors
+    /// `Damaged` if its manifest breaks the format.
+    pub fn snapshot_of(&self, commit: Commit) -> Result<Option<Snapshot>> {
+        let Some(id) = commit.snapshot_id() else { return Ok(None) };
+        let manifest = Manifest::decode(&commit.manifest)
+            .map_err(|error| format_error(self.label(), error.at(commit.offset)))?;
+        Ok(Some(Snapshot { id, manifest, commit }))
+    }
+
+    /// The snapshot a selector means.
+    ///
+    /// # Errors
+    /// `NotFound`, or `Ambiguous` for an id prefix that fits several.
+    pub fn select(&self, selector: &Selector) -> Result<Snapshot> {
+        let found = match selector {
+            Selector::Latest(back) => {
+                self.snapshots().nth(usize::try_from(*back).unwrap_or(usize::MAX)).transpose()?
+            }
+            Selector::TimeRange(range) => {
+                self.find(|snapshot| range.contains(&snapshot.manifest.time_ns))?
+            }
+            Selector::IdPrefix(prefix) => self.find_by_id(prefix)?,
+        };
+        found.ok_or_else(|| self.no_such_snapshot(selector))
+    }
+
+    fn find(&self, mut fits: impl FnMut(&Snapshot) -> bool) -> Result<Option<Snapshot>> {
+        for snapshot in self.snapshots() {
+            let snapshot = snapshot?;
+            if fits(&snapshot) {
+                return Ok(Some(snapshot));
+            }
+        }
+        Ok(None)
+    }
+
+    fn find_by_id(&self, prefix: &str) -> Result<Option<Snapshot>> {
+        let mut found: Option<Snapshot> = None;
+        for snapshot in self.snapshots() {
+            let snapshot = snapshot?;
+            if !snapshot.id.to_hex().starts_with(prefix) {
+                continue;
+            }
+            if found.as_ref().is_some_and(|found| found.id != snapshot.id) {
+                let message = format!("several snapshots have ids that start with {prefix}");
+                return Err(Error::new(ErrorKind::Ambiguous, message)
+                    .on(self.label())
+                    .hint("give more digits; `voltar list` shows the ids"));
+            }
+            found.get_or_insert(snapshot);
+        }
+        Ok(found)
+    }
+
+    fn no_such_snapshot(&self, selector: &Selector) -> Error {
+        let message = match selector {
+            Selector::Latest(0) => "the archive holds no snapshot".to_owned(),
+            Selector::Latest(back) => format!("the archive holds no more than {back} snapshots"),
+            Selector::IdPrefix(prefix) => {
+                format!("no snapshot has an id that starts with {prefix}")
+            }
+            Selector::TimeRange(_) => "no snapshot was made at that time".to_owned(),
+        };
+        Error::new(ErrorKind::NotFound, message)
+            .on(self.label())
+            .hint("`voltar list` shows what it holds")
+    }
+}
+
+impl Iterator for Commits<'_> {
+    type Item = Result<Commit>;
+
+    fn next(&mut self) -> Option<Result<Commit>> {
+        let commit = self.next.take()?;
+        if let Ok(commit) = &commit {
+            self.next = self.archive.previous(commit).transpose();
+        }
+        Some(commit)
+    }
+}

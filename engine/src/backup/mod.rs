@@ -1,0 +1,65 @@
+//! Backing up: plan, read, work, write.
+
+pub mod plan;
+mod read;
+mod work;
+mod write;
+
+use std::time::Instant;
+
+use crate::error::Result;
+use crate::options::{BackupRequest, Context};
+use crate::report::BackupReport;
+use crate::source::View;
+
+/// Makes one snapshot of the request's sources.
+///
+/// # Errors
+/// See [`crate::error::ErrorKind`]; nothing is committed then, and the archive's snapshots are as
+/// they were. What had been sealed is found by the next run.
+pub fn run(request: &BackupRequest, context: &Context) -> Result<BackupReport> {
+    let started = Instant::now();
+    let sources = plan::open_sources(request)?;
+    let views = sources.views();
+    run_views(request, views, &sources.identities(), context, started)
+}
+
+/// As [`run`], for views that are open already (in tests: of memory devices).
+///
+/// # Errors
+/// As [`run`].
+pub fn run_on(request: &BackupRequest, views: &[View], context: &Context) -> Result<BackupReport> {
+    run_views(request, views, &[], context, Instant::now())
+}
+
+fn run_views(
+    request: &BackupRequest,
+    views: &[View],
+    identities: &[crate::device::file::FileIdentity],
+    context: &Context,
+    started: Instant,
+) -> Result<BackupReport> {
+    let chosen = plan::choose_engine(context)?;
+    let target = plan::open_target(request, identities, context)?;
+    let mut report = write::run(request, views, target, chosen, context)?;
+    report.elapsed_s = started.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+/// As [`run_on`], into an archive on any home.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_in(
+    request: &BackupRequest,
+    views: &[View],
+    home: std::sync::Arc<dyn crate::archive::Home>,
+    context: &Context,
+) -> Result<BackupReport> {
+    let started = Instant::now();
+    let chosen = plan::choose_engine(context)?;
+    let target = plan::open_home(home, request.dry_run)?;
+    let mut report = write::run(request, views, target, chosen, context)?;
+    report.elapsed_s = started.elapsed().as_secs_f64();
+    Ok(report)
+}

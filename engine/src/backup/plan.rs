@@ -1,0 +1,482 @@
+//! What to read: sources, parents, and which parts of which volume.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use voltar_format::header::Header;
+use voltar_format::limits::{BLOCK_LEN, CHUNK_LEN_DEFAULT};
+use voltar_format::manifest::{Volume, is_name};
+use voltar_format::map::Shape;
+use voltar_format::walk::common_chunks;
+
+use crate::archive::Home;
+use crate::archive::open::{Archive, Shelf, look};
+use crate::archive::session::new_header;
+use crate::archive::snapshots::Snapshot;
+use crate::device::file::{FileDevice, FileIdentity};
+use crate::device::open::open_archive_writer;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::probe;
+use crate::options::{ArchiveHome, BackupRequest, Changes, Context, IoEngine, ParentChoice};
+use crate::source::{Change, Degraded, Proof, View, check_coverage, file};
+
+/// The sources, open.
+pub struct Sources {
+    views: Vec<View>,
+    devices: Vec<Arc<FileDevice>>,
+}
+
+impl Sources {
+    /// The volumes.
+    pub fn views(&self) -> &[View] {
+        &self.views
+    }
+
+    /// What their files and devices are.
+    pub fn identities(&self) -> Vec<FileIdentity> {
+        self.devices.iter().map(|device| device.identity().clone()).collect()
+    }
+}
+
+/// Opens all sources; before anything is created or changed.
+///
+/// # Errors
+/// Names the source and what is in the way.
+pub fn open_sources(request: &BackupRequest) -> Result<Sources> {
+    check_names(request)?;
+    let mut sources = Sources { views: Vec::new(), devices: Vec::new() };
+    for source in &request.sources {
+        let (view, device) = file::view(&source.name, &source.path)?;
+        if let Changes::Kind(kind) = &request.changes {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("a plain file or device has no change source of kind {kind:?}"),
+            )
+            .on(source.path.display().to_string())
+            .hint("use --changes auto"));
+        }
+        sources.views.push(view);
+        sources.devices.push(device);
+    }
+    Ok(sources)
+}
+
+fn check_names(request: &BackupRequest) -> Result<()> {
+    let invalid = |message: String| Error::new(ErrorKind::InvalidRequest, message);
+    if request.sources.is_empty() {
+        return Err(invalid("there is nothing to back up".into()));
+    }
+    let mut seen = BTreeSet::new();
+    for source in &request.sources {
+        if !is_name(&source.name) {
+            return Err(invalid(format!("volume name {:?}: 1 to 255 bytes", source.name)));
+        }
+        if !seen.insert(&source.name) {
+            return Err(invalid(format!("two volumes are named {:?}", source.name))
+                .hint("name them: NAME=PATH"));
+        }
+    }
+    Ok(())
+}
+
+/// Settles the I/O engine and says so where it is not what one might expect.
+///
+/// # Errors
+/// If io_uring was insisted on and is not to be had.
+pub fn choose_engine(context: &Context) -> Result<IoEngine> {
+    let chosen = probe::choose(context.io).map_err(|error| {
+        Error::new(ErrorKind::Unsupported, "io_uring is not available").because(error)
+    })?;
+    if let Some(notice) = &chosen.notice {
+        context.observer.notice(notice);
+    }
+    Ok(chosen.engine)
+}
+
+/// Where the snapshot goes.
+pub enum Target {
+    /// An archive in a file (or any other home), locked for us.
+    Archive(Archive),
+    /// A pipe.
+    Stdout,
+    /// A dry run on an archive that does not exist yet.
+    Nowhere,
+}
+
+/// Opens or creates the archive and takes its lock.
+///
+/// # Errors
+/// `Busy` if another writer holds it; `NotAnArchive` and the like for what is there.
+pub fn open_target(
+    request: &BackupRequest,
+    sources: &[FileIdentity],
+    context: &Context,
+) -> Result<Target> {
+    context.cancel.check()?;
+    let ArchiveHome::File(path) = &request.archive else {
+        return Ok(match request.dry_run {
+            true => Target::Nowhere,
+            false => Target::Stdout,
+        });
+    };
+    if request.dry_run && !path.exists() {
+        return Ok(Target::Nowhere);
+    }
+    let existed = path.exists();
+    let device = open_archive_writer(path)?;
+    if sources.iter().any(|source| source.is_same(device.identity())) {
+        return Err(Error::new(ErrorKind::InvalidRequest, "the archive is the source itself")
+            .on(path.display().to_string())
+            .meaning("nothing was written"));
+    }
+    lock(&device)?;
+    if !existed {
+        sync_directory(path)?;
+    }
+    open_home(Arc::new(device), request.dry_run)
+}
+
+fn lock(device: &FileDevice) -> Result<()> {
+    use crate::device::Device;
+    match device.file().try_lock() {
+        Ok(()) => Ok(()),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(Error::new(ErrorKind::Busy, "another writer holds the archive")
+                .on(device.label())
+                .meaning("nothing was changed")
+                .hint("wait until it is done, and run this again"))
+        }
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(Error::io("cannot lock the archive", device.label(), error))
+        }
+    }
+}
+
+/// Makes a new file's name durable.
+fn sync_directory(path: &Path) -> Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let directory = parent.unwrap_or(Path::new("."));
+    std::fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(|error| {
+        Error::io("cannot sync the directory", directory.display().to_string(), error)
+    })
+}
+
+/// Opens the archive in `home`, or makes it one.
+///
+/// # Errors
+/// `NotAnArchive` and the like; of writing the header.
+pub fn open_home(home: Arc<dyn Home>, dry_run: bool) -> Result<Target> {
+    if look(&*home)? != Shelf::Blank {
+        return Ok(Target::Archive(Archive::open(home)?));
+    }
+    if dry_run {
+        return Ok(Target::Nowhere);
+    }
+    let header = new_header(now_ns());
+    write_header(&*home, &header)?;
+    Ok(Target::Archive(Archive { id: header.archive_id, header: Ok(header), last: None, home }))
+}
+
+fn write_header(home: &dyn Home, header: &Header) -> Result<()> {
+    let failed = |error| Error::io("cannot begin the archive", home.label(), error);
+    home.write_at(&header.encode(), 0).map_err(failed)?;
+    home.set_len(BLOCK_LEN as u64).map_err(failed)?;
+    home.sync().map_err(failed)
+}
+
+/// Nanoseconds since 1970-01-01 UTC by the host's clock; 0 if that stands before.
+pub fn now_ns() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// What a volume is compared with.
+#[derive(Clone, Debug)]
+pub struct Parent {
+    /// The snapshot's id, in hexadecimal.
+    pub snapshot: String,
+    /// The volume as it was.
+    pub volume: Volume,
+}
+
+/// Finds the parents of all views.
+///
+/// # Errors
+/// If a named snapshot does not exist or lacks a volume.
+pub fn parents(
+    archive: &Archive,
+    choice: &ParentChoice,
+    views: &[View],
+    context: &Context,
+) -> Result<Vec<Option<Parent>>> {
+    match choice {
+        ParentChoice::None => Ok(views.iter().map(|_| None).collect()),
+        ParentChoice::Auto => Ok(newest_of_each(archive, views, context)),
+        ParentChoice::Snapshot(selector) => {
+            let snapshot = archive.select(selector)?;
+            views.iter().map(|view| named_parent(archive, &snapshot, view).map(Some)).collect()
+        }
+    }
+}
+
+fn named_parent(archive: &Archive, snapshot: &Snapshot, view: &View) -> Result<Parent> {
+    let volume = snapshot.manifest.volume(&view.name).ok_or_else(|| {
+        let message = format!("snapshot {} holds no volume {:?}", snapshot.id, view.name);
+        Error::new(ErrorKind::NotFound, message)
+            .on(archive.label())
+            .hint("choose another parent, or use --parent auto")
+    })?;
+    Ok(Parent { snapshot: snapshot.id.to_hex(), volume: volume.clone() })
+}
+
+fn newest_of_each(archive: &Archive, views: &[View], context: &Context) -> Vec<Option<Parent>> {
+    let mut parents: Vec<Option<Parent>> = views.iter().map(|_| None).collect();
+    for snapshot in archive.snapshots() {
+        let snapshot = match snapshot {
+            Ok(snapshot) => snapshot,
+            Err(error) => {
+                // What is damaged there does not keep today's backup from being made.
+                context.observer.notice(&format!("older snapshots cannot be read: {error}"));
+                break;
+            }
+        };
+        for (parent, view) in parents.iter_mut().zip(views) {
+            if let (None, Some(volume)) = (&parent, snapshot.manifest.volume(&view.name)) {
+                let id = snapshot.id.to_hex();
+                *parent = Some(Parent { snapshot: id, volume: volume.clone() });
+            }
+        }
+        if parents.iter().all(Option::is_some) {
+            break;
+        }
+    }
+    parents
+}
+
+/// What is to be done with a range of chunks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The chunks.
+    pub chunks: Range<u64>,
+    /// What to do.
+    pub action: Action,
+}
+
+/// What to do with chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Read them.
+    Read,
+    /// They are zero.
+    Zero,
+    /// They are as in the parent.
+    Keep,
+}
+
+/// How a volume is backed up.
+#[derive(Clone, Debug)]
+pub struct VolumePlan {
+    /// Its shape.
+    pub shape: Shape,
+    /// What it is compared with: same chunk length, readable shape.
+    pub parent: Option<Parent>,
+    /// Gapless steps from the first chunk to the last, if a change source said so; `None`: read
+    /// everything that is no hole.
+    pub steps: Option<Vec<Step>>,
+    /// Who told what changed.
+    pub change_source: String,
+    /// The proof for the next backup.
+    pub proof: Proof,
+    /// Why not better.
+    pub degraded: Option<String>,
+}
+
+/// Plans one volume.
+///
+/// # Errors
+/// If size or chunk length are out of range, or a change source that was insisted on cannot serve.
+pub fn volume(request: &BackupRequest, view: &View, parent: Option<Parent>) -> Result<VolumePlan> {
+    let parent_chunk_len = parent.as_ref().map(|parent| parent.volume.chunk_size);
+    let chunk_len = request.chunk_len.or(parent_chunk_len).unwrap_or(CHUNK_LEN_DEFAULT);
+    let shape = Shape::new(view.size, chunk_len).ok_or_else(|| {
+        let message = format!("{} bytes in chunks of {chunk_len} cannot be a volume", view.size);
+        Error::new(ErrorKind::InvalidRequest, message)
+            .on(&view.description)
+            .hint("a volume has 1 byte to 1 EiB, a chunk is a power of two from 4K to 1M")
+    })?;
+    let kept_parent = parent.filter(|parent| parent.volume.chunk_size == chunk_len);
+    let degraded = match parent_chunk_len {
+        Some(other) if other != chunk_len => {
+            Some(format!("the parent's chunk length is {other}, not {chunk_len}"))
+        }
+        _ => None,
+    };
+    let mut plan = VolumePlan {
+        shape,
+        parent: kept_parent,
+        steps: None,
+        change_source: "none".into(),
+        proof: Proof::new(),
+        degraded,
+    };
+    ask_change_source(request, view, &mut plan)?;
+    Ok(plan)
+}
+
+fn ask_change_source(request: &BackupRequest, view: &View, plan: &mut VolumePlan) -> Result<()> {
+    let Some(source) = view.change_source.as_ref().filter(|_| request.changes != Changes::Full)
+    else {
+        return Ok(());
+    };
+    plan.proof = source.proof();
+    let Some(parent) = &plan.parent else { return Ok(()) };
+    let insisted = matches!(&request.changes, Changes::Kind(_));
+    if matches!(&request.changes, Changes::Kind(kind) if kind != source.kind()) {
+        let message = format!("the volume's change source is {:?}", source.kind());
+        return Err(Error::new(ErrorKind::Unsupported, message).on(&view.description));
+    }
+    let said = source
+        .changes(&parent.volume.proof, parent.volume.size)
+        .and_then(|extents| check_coverage(&extents, view.size).map(|()| extents));
+    match said {
+        Ok(extents) => {
+            let unknown = unknown_in_parent(parent, &plan.shape)?;
+            let changes = extents.iter().map(|extent| (extent.range.clone(), extent.change));
+            plan.steps = Some(steps(&plan.shape, changes, &unknown));
+            plan.change_source = source.kind().into();
+            Ok(())
+        }
+        Err(Degraded(why)) if insisted => Err(Error::new(ErrorKind::Unsupported, why)
+            .on(&view.description)
+            .hint("use --changes auto to read everything instead")),
+        Err(Degraded(why)) => {
+            plan.degraded = Some(format!("{}: {why}", source.kind()));
+            Ok(())
+        }
+    }
+}
+
+/// Byte ranges that are changed whatever the source says: those the parent could not read, and
+/// everything from the last chunk that both sizes share.
+fn unknown_in_parent(parent: &Parent, shape: &Shape) -> Result<Vec<Range<u64>>> {
+    let old = parent.volume.shape().map_err(|error| {
+        Error::new(ErrorKind::Damaged, "the parent's volume has no shape").because(error)
+    })?;
+    let common = common_chunks(&old, shape).saturating_mul(u64::from(shape.chunk_len()));
+    let unreadable = parent.volume.unreadable.iter();
+    let mut ranges: Vec<Range<u64>> =
+        unreadable.map(|(offset, len)| *offset..offset.saturating_add(*len)).collect();
+    if common < shape.size() {
+        ranges.push(common..shape.size());
+    }
+    Ok(ranges)
+}
+
+/// Rounds byte ranges to chunks: a chunk is kept only if all of it is unchanged, zero only if all
+/// of it is zero, and read otherwise.
+fn steps(
+    shape: &Shape,
+    changes: impl Iterator<Item = (Range<u64>, Change)>,
+    unknown: &[Range<u64>],
+) -> Vec<Step> {
+    let len = u64::from(shape.chunk_len());
+    let mut steps: Vec<Step> = Vec::new();
+    let mut next = 0;
+    for (range, change) in changes {
+        let whole_start = range.start.div_ceil(len).max(next);
+        let whole_end =
+            if range.end == shape.size() { shape.chunk_count() } else { range.end / len };
+        let action = match change {
+            Change::Changed => Action::Read,
+            Change::Unchanged => Action::Keep,
+            Change::Zero => Action::Zero,
+        };
+        if whole_start < whole_end {
+            push_step(&mut steps, next..whole_start, Action::Read);
+            push_step(&mut steps, whole_start..whole_end, action);
+            next = whole_end;
+        }
+    }
+    push_step(&mut steps, next..shape.chunk_count(), Action::Read);
+    for range in unknown {
+        let chunks = range.start / len..range.end.div_ceil(len).min(shape.chunk_count());
+        steps = with_read(steps, &chunks);
+    }
+    steps
+}
+
+fn push_step(steps: &mut Vec<Step>, chunks: Range<u64>, action: Action) {
+    if chunks.is_empty() {
+        return;
+    }
+    match steps.last_mut() {
+        Some(last) if last.action == action => last.chunks.end = chunks.end,
+        _ => steps.push(Step { chunks, action }),
+    }
+}
+
+/// Turns `chunks` into chunks to be read.
+fn with_read(steps: Vec<Step>, chunks: &Range<u64>) -> Vec<Step> {
+    let mut changed = Vec::with_capacity(steps.len() + 2);
+    for Step { chunks: step, action } in steps {
+        let cut =
+            step.start.max(chunks.start).min(step.end)..step.end.min(chunks.end).max(step.start);
+        if cut.is_empty() || action == Action::Read {
+            push_step(&mut changed, step, action);
+            continue;
+        }
+        push_step(&mut changed, step.start..cut.start, action);
+        push_step(&mut changed, cut.clone(), Action::Read);
+        push_step(&mut changed, cut.end..step.end, action);
+    }
+    changed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(changes: &[(Range<u64>, Change)], unknown: &[Range<u64>]) -> Vec<(u64, u64, Action)> {
+        let shape = Shape::new(10 * 4096 - 1, 4096).unwrap();
+        steps(&shape, changes.iter().cloned(), unknown)
+            .into_iter()
+            .map(|step| (step.chunks.start, step.chunks.end, step.action))
+            .collect()
+    }
+
+    #[test]
+    fn chunks_covered_only_in_part_are_read() {
+        use Action::*;
+        use Change::*;
+        let size = 10 * 4096 - 1;
+        assert_eq!(plan(&[(0..size, Unchanged)], &[]), [(0, 10, Keep)]);
+        assert_eq!(
+            plan(&[(0..100, Changed), (100..size, Unchanged)], &[]),
+            [(0, 1, Read), (1, 10, Keep)]
+        );
+        assert_eq!(
+            plan(&[(0..5000, Unchanged), (5000..5001, Changed), (5001..size, Zero)], &[]),
+            [(0, 1, Keep), (1, 2, Read), (2, 10, Zero)]
+        );
+        // Two different kinds inside one chunk: neither holds for the chunk.
+        assert_eq!(
+            plan(&[(0..6000, Unchanged), (6000..size, Zero)], &[]),
+            [(0, 1, Keep), (1, 2, Read), (2, 10, Zero)]
+        );
+    }
+
+    #[test]
+    fn what_the_parent_does_not_know_is_read() {
+        use Action::*;
+        let size = 10 * 4096 - 1;
+        let all = [(0..size, Change::Unchanged)];
+        assert_eq!(
+            plan(&all, &[4096..4097, 9 * 4096..size]),
+            [(0, 1, Keep), (1, 2, Read), (2, 9, Keep), (9, 10, Read)]
+        );
+        assert_eq!(plan(&all, &[0..size]), [(0, 10, Read)]);
+    }
+}

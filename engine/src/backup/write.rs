@@ -1,0 +1,842 @@
+//! The consumer: appends frames, builds maps, and commits.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use voltar_format::Id;
+use voltar_format::checksum::{chunk_id, crc32c};
+use voltar_format::commit::Commit;
+use voltar_format::frame::{ChunkEntry, Codec, ItemKind, encode_head, head_len, node_index};
+use voltar_format::limits::{ATTACHED_LEN_MAX, ATTACHED_MAX, FRAME_RAW_LEN_MAX, UNREADABLE_MAX};
+use voltar_format::manifest::{Attached, Manifest, Note, NoteVolume, Volume};
+use voltar_format::map::{BuiltNode, Entry, MapBuilder, Shape, span_of_entry};
+use voltar_format::walk::Cursor;
+use voltar_format::wire::Reserved;
+
+use super::plan::{self, Action, Parent, Target, VolumePlan};
+use super::read::{self, READ_LEN};
+use super::work::{Counts, NewFrame, Outcome, Payload, Shared, Vectors, Work};
+use crate::archive::index::{Fresh, Index};
+use crate::archive::log::LogWriter;
+use crate::archive::open::{Archive, length};
+use crate::archive::resume::{adopt, mend_last_commit};
+use crate::archive::session::Session;
+use crate::archive::store::Store;
+use crate::codec::{Encoder, Pace};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::buffer::BufferPool;
+use crate::observe::Phase;
+use crate::options::{ArchiveHome, BackupRequest, Context, IoEngine};
+use crate::pipeline::{self, Plan};
+use crate::report::{BackupReport, ByteRange, VolumeBackup};
+use crate::source::View;
+
+/// Map nodes per frame: few, so that reading one node reads little.
+const NODES_PER_FRAME: usize = 8;
+
+/// Writes in flight.
+const WRITE_DEPTH: u32 = 8;
+
+/// Runs the backup.
+///
+/// # Errors
+/// See [`super::run`].
+pub fn run(
+    request: &BackupRequest,
+    views: &[View],
+    target: Target,
+    engine: IoEngine,
+    context: &Context,
+) -> Result<BackupReport> {
+    let time_ns = plan::now_ns();
+    let mut backup = Backup::begin(request, views, target, engine, context, time_ns)?;
+    match backup.write_all(views) {
+        Ok(manifest) => backup.finish(&manifest),
+        Err(error) => {
+            backup.give_up(&error);
+            Err(error)
+        }
+    }
+}
+
+/// A backup under way.
+struct Backup<'a> {
+    request: &'a BackupRequest,
+    context: &'a Context,
+    engine: IoEngine,
+    archive: Option<Archive>,
+    index: Option<Index>,
+    fresh: Arc<Fresh>,
+    session: Session,
+    plans: Vec<VolumePlan>,
+    pool: BufferPool,
+    sizes: Sizes,
+    report: BackupReport,
+    time_ns: i64,
+    /// Bytes the audit read of the volume at hand.
+    audited_bytes: u64,
+}
+
+/// How much of what, within the memory bound.
+#[derive(Clone, Copy)]
+struct Sizes {
+    workers: usize,
+    items: usize,
+    read_depth: u32,
+}
+
+impl Sizes {
+    fn of(context: &Context) -> Sizes {
+        let workers = context.worker_count();
+        // An item costs a read buffer and an output vector; the session's table, the writer's
+        // buffers and the compressors take their share of the bound, too.
+        let room = (context.memory_bytes / 4 / (2 * READ_LEN)) as usize;
+        let items = (workers * 4 + 8).clamp(8, 96).min(room.max(8));
+        Sizes { workers, items, read_depth: (items as u32 * 2 / 3).clamp(4, 32) }
+    }
+}
+
+impl<'a> Backup<'a> {
+    fn begin(
+        request: &'a BackupRequest,
+        views: &[View],
+        target: Target,
+        engine: IoEngine,
+        context: &'a Context,
+        time_ns: i64,
+    ) -> Result<Backup<'a>> {
+        let archive = match &target {
+            Target::Archive(archive) => Some(archive.clone()),
+            Target::Stdout | Target::Nowhere => None,
+        };
+        let parents = match &archive {
+            Some(archive) => plan::parents(archive, &request.parent, views, context)?,
+            None => views.iter().map(|_| None).collect(),
+        };
+        let plans = plan_volumes(request, views, parents.clone())?;
+        let fresh = Arc::new(Fresh::default());
+        let mut resumed_bytes = 0;
+        let (session, index) = match &archive {
+            None => (fresh_session(&target, time_ns, &fresh)?, None),
+            Some(archive) => {
+                let (session, index, resumed) =
+                    home_session(archive, &fresh, engine, context, request.dry_run)?;
+                resumed_bytes = resumed;
+                (session, Some(index))
+            }
+        };
+        let sizes = Sizes::of(context);
+        let pool = BufferPool::new(sizes.items, READ_LEN as usize)
+            .map_err(|error| Error::io("cannot allocate", "read buffers", error))?;
+        let parent = parents.iter().flatten().next().map(|parent| parent.snapshot.clone());
+        let report = empty_report(request, parent, resumed_bytes);
+        Ok(Backup {
+            request,
+            context,
+            engine,
+            archive,
+            index,
+            fresh,
+            session,
+            plans,
+            pool,
+            sizes,
+            report,
+            time_ns,
+            audited_bytes: 0,
+        })
+    }
+
+    /// Stores everything and returns the manifest.
+    fn write_all(&mut self, views: &[View]) -> Result<Manifest> {
+        let total = views.iter().map(|view| view.size).sum();
+        self.context.observer.phase(Phase::Read, Some(total));
+        self.write_note(views)?;
+        let mut volumes = Vec::new();
+        for (number, view) in views.iter().enumerate() {
+            volumes.push(self.write_volume(number, view)?);
+        }
+        let attached = self.write_attached()?;
+        Ok(Manifest {
+            time_ns: self.time_ns,
+            host: host(),
+            program: program(),
+            parent: self.parent_id(),
+            tags: self.request.tags.clone(),
+            volumes,
+            attached,
+        })
+    }
+
+    fn parent_id(&self) -> Option<voltar_format::SnapshotId> {
+        self.report.parent.as_deref().and_then(voltar_format::SnapshotId::from_hex)
+    }
+
+    /// Says in the log what the volumes of this session are.
+    fn write_note(&mut self, views: &[View]) -> Result<()> {
+        let volumes = views.iter().zip(&self.plans).map(|(view, plan)| NoteVolume {
+            name: view.name.clone(),
+            size: view.size,
+            chunk_size: plan.shape.chunk_len(),
+        });
+        let note = Note {
+            time_ns: self.time_ns,
+            host: host(),
+            program: program(),
+            volumes: volumes.collect(),
+        };
+        let bytes = serde_json::to_vec(&note).map_err(|error| {
+            Error::new(ErrorKind::Internal, "cannot encode a note").because(error)
+        })?;
+        self.store_item(&bytes, ItemKind::Note, 0, 0).map(drop)
+    }
+
+    /// Stores one small item in a frame of its own, unless the archive holds it.
+    fn store_item(&mut self, bytes: &[u8], kind: ItemKind, volume: u16, index: u64) -> Result<Id> {
+        let id = chunk_id(bytes);
+        if !self.is_new(&id)? {
+            return Ok(id);
+        }
+        let entry = ChunkEntry {
+            id,
+            index,
+            raw_len: bytes.len() as u32,
+            volume,
+            kind: kind as u8,
+            reserved: Reserved,
+        };
+        append_stored(&mut self.session, &[entry], bytes)?;
+        Ok(id)
+    }
+
+    /// Whether nobody has stored this id yet; claims it.
+    fn is_new(&self, id: &Id) -> Result<bool> {
+        is_new(self.index.as_ref(), &self.fresh, id)
+    }
+
+    fn write_volume(&mut self, number: usize, view: &View) -> Result<Volume> {
+        self.audited_bytes = 0;
+        self.audit(number, view)?;
+        let plan = self.plans[number].clone();
+        let mut writer = VolumeWriter::new(number as u16, &plan, self.store()?);
+        self.pump(number, view, &plan, &mut writer)?;
+        check_size(view)?;
+        let root = writer.finish(&mut self.session, self.index.as_ref(), &self.fresh)?;
+        let unreadable = merged(std::mem::take(&mut writer.unreadable));
+        self.report.volumes.push(volume_report(
+            view,
+            &plan,
+            &root,
+            &writer,
+            &unreadable,
+            self.audited_bytes,
+        ));
+        Ok(Volume {
+            name: view.name.clone(),
+            size: view.size,
+            chunk_size: plan.shape.chunk_len(),
+            root,
+            source: view.description.clone(),
+            change_source: plan.change_source.clone(),
+            proof: plan.proof.clone(),
+            degraded: plan.degraded.clone(),
+            unreadable: unreadable
+                .iter()
+                .map(|range| (range.start, range.end - range.start))
+                .collect(),
+            new_bytes: writer.counts.new,
+        })
+    }
+
+    /// A reader of the parent's map, if there is an archive.
+    fn store(&self) -> Result<Option<Store>> {
+        match (&self.archive, &self.index) {
+            (Some(archive), Some(index)) => {
+                Ok(Some(Store::new(Arc::clone(&archive.home), index.clone())?))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Runs the pipeline over one volume.
+    fn pump(
+        &mut self,
+        number: usize,
+        view: &View,
+        plan: &VolumePlan,
+        writer: &mut VolumeWriter,
+    ) -> Result<()> {
+        let Sizes { workers, items, read_depth } = self.sizes;
+        let shared = Shared {
+            index: self.index.clone(),
+            fresh: Arc::clone(&self.fresh),
+            pace: Pace::new(self.request.compression, workers, items),
+            vectors: Vectors::new(items),
+            volume: number as u16,
+            chunk_len: plan.shape.chunk_len() as usize,
+        };
+        let source = read::Source {
+            device: &*view.device,
+            plan,
+            pool: &self.pool,
+            depth: read_depth,
+            engine: self.engine,
+            store: self.store()?,
+            on_read_error: self.request.on_read_error,
+            limit_bytes_per_s: self.context.limit_bytes_per_s,
+            cancel: self.context.cancel.clone(),
+        };
+        let (session, index, fresh) = (&mut self.session, self.index.as_ref(), &self.fresh);
+        let observer = &self.context.observer;
+        pipeline::run(
+            Plan { workers, items },
+            |feeder| read::produce(source, feeder),
+            Encoder::new,
+            |encoder, gauge, item| super::work::work(&shared, encoder, gauge, item),
+            |_, work| {
+                let before = writer.position_bytes();
+                writer.take(session, index, fresh, &shared.vectors, work)?;
+                observer.advance(writer.position_bytes() - before);
+                Ok(())
+            },
+        )
+    }
+
+    /// Reads a random sample of what the change source calls unchanged; one difference and
+    /// nothing it says is believed any more.
+    fn audit(&mut self, number: usize, view: &View) -> Result<()> {
+        let share = self.request.audit_share.clamp(0.0, 1.0);
+        let plan = &self.plans[number];
+        let (Some(steps), Some(parent)) = (&plan.steps, plan.parent.clone()) else {
+            return Ok(());
+        };
+        let kept: Vec<Range<u64>> = steps
+            .iter()
+            .filter(|step| step.action == Action::Keep)
+            .map(|step| step.chunks.clone())
+            .collect();
+        let Some(mut store) = self.store()? else { return Ok(()) };
+        let mut audit = Audit::new(plan.shape, &parent, view)?;
+        let lie = audit.run(&kept, share, &mut store, &self.context.cancel)?;
+        self.audited(number, audit.bytes, lie);
+        Ok(())
+    }
+
+    fn audited(&mut self, number: usize, bytes: u64, lie: Option<u64>) {
+        self.audited_bytes = bytes;
+        let Some(offset) = lie else { return };
+        let plan = &mut self.plans[number];
+        let liar = std::mem::replace(&mut plan.change_source, "none".into());
+        let why = format!(
+            "{liar} called the chunk at {offset:#x} unchanged, but it differs; everything was read"
+        );
+        self.report.warnings.push(why.clone());
+        self.context.observer.notice(&why);
+        plan.degraded = Some(why);
+        plan.steps = None;
+    }
+
+    fn write_attached(&mut self) -> Result<Vec<Attached>> {
+        let files = self.request.attach.clone();
+        if files.len() > ATTACHED_MAX {
+            let message = format!("{} attached files; at most {ATTACHED_MAX}", files.len());
+            return Err(Error::new(ErrorKind::InvalidRequest, message));
+        }
+        let mut attached = Vec::new();
+        for (number, (name, path)) in (0u16..).zip(files) {
+            attached.push(self.write_file(number, name, &path)?);
+        }
+        Ok(attached)
+    }
+
+    fn write_file(&mut self, number: u16, name: String, path: &Path) -> Result<Attached> {
+        let bytes = read_attached(path)?;
+        let mut pieces = Vec::new();
+        for (piece, offset) in
+            bytes.chunks(FRAME_RAW_LEN_MAX as usize).zip((0..).step_by(FRAME_RAW_LEN_MAX as usize))
+        {
+            pieces.push(self.store_item(piece, ItemKind::Attached, number, offset)?);
+        }
+        Ok(Attached { name, size: bytes.len() as u64, pieces })
+    }
+
+    /// Commits, unless it is a dry run.
+    fn finish(self, manifest: &Manifest) -> Result<BackupReport> {
+        let Backup { session, mut report, request, context, .. } = self;
+        context.cancel.check()?;
+        let bytes = manifest.encode().map_err(|error| {
+            Error::new(ErrorKind::InvalidRequest, "the snapshot's description is too large")
+                .because(error)
+        })?;
+        if request.dry_run {
+            report.stored_bytes = session.appended();
+            return Ok(report);
+        }
+        context.observer.phase(Phase::Commit, None);
+        let (commit, stored_bytes) = session.commit(&bytes)?;
+        report.snapshot = commit_id(&commit);
+        report.stored_bytes = stored_bytes;
+        Ok(report)
+    }
+
+    /// Leaves the archive as it was; what is sealed stays for the next run to find.
+    fn give_up(self, error: &Error) {
+        let sink_failed = matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Io);
+        if !sink_failed {
+            self.session.abandon();
+        }
+    }
+}
+
+fn commit_id(commit: &Commit) -> Option<String> {
+    commit.snapshot_id().map(|id| id.to_hex())
+}
+
+fn plan_volumes(
+    request: &BackupRequest,
+    views: &[View],
+    parents: Vec<Option<Parent>>,
+) -> Result<Vec<VolumePlan>> {
+    views.iter().zip(parents).map(|(view, parent)| plan::volume(request, view, parent)).collect()
+}
+
+fn fresh_session(target: &Target, time_ns: i64, fresh: &Arc<Fresh>) -> Result<Session> {
+    let (log, label) = match target {
+        Target::Stdout => {
+            // A pipe is written in the pieces that frames come in; the standard handle would cut
+            // them at line ends.
+            let stdout = std::os::fd::AsFd::as_fd(&std::io::stdout()).try_clone_to_owned();
+            let stdout =
+                stdout.map_err(|error| Error::io("cannot open", "standard output", error))?;
+            let stream = std::io::BufWriter::with_capacity(1 << 20, std::fs::File::from(stdout));
+            (LogWriter::to_stream(Box::new(stream)), "standard output")
+        }
+        _ => (LogWriter::to_nowhere(voltar_format::LogOffset(0)), "a dry run"),
+    };
+    Session::in_stream(log, label, time_ns, Arc::clone(fresh))
+}
+
+/// Adopts what an interrupted run sealed, cuts off the rest, and begins behind it.
+fn home_session(
+    archive: &Archive,
+    fresh: &Arc<Fresh>,
+    engine: IoEngine,
+    context: &Context,
+    dry_run: bool,
+) -> Result<(Session, Index, u64)> {
+    let runs = archive.last.as_ref().map(|commit| commit.runs.clone()).unwrap_or_default();
+    let index = Index::new(Arc::clone(&archive.home), runs);
+    let end = archive.end().0;
+    let len = length(&*archive.home)?;
+    if len > end {
+        context.observer.phase(Phase::Resume, Some(len - end));
+    }
+    if !dry_run && mend_last_commit(archive)? {
+        context
+            .observer
+            .notice("the last commit had lost one of its two copies; it was written again");
+    }
+    let beginning = adopt(archive, &index, fresh, &context.cancel)?;
+    let resumed = beginning.position.0 - end;
+    if resumed > 0 {
+        let text = format!("an interrupted run left {resumed} bytes of sealed work; using them");
+        context.observer.notice(&text);
+    }
+    if len != beginning.position.0 && !dry_run {
+        archive.home.set_len(beginning.position.0).map_err(|error| {
+            Error::io("cannot cut off what an interrupted run left in", archive.label(), error)
+        })?;
+    }
+    let session = Session::in_home(
+        archive,
+        index.clone(),
+        Arc::clone(fresh),
+        beginning,
+        engine,
+        WRITE_DEPTH,
+        dry_run,
+    )?;
+    Ok((session, index, resumed))
+}
+
+fn empty_report(
+    request: &BackupRequest,
+    parent: Option<String>,
+    resumed_bytes: u64,
+) -> BackupReport {
+    let archive = match &request.archive {
+        ArchiveHome::File(path) => path.display().to_string(),
+        ArchiveHome::Stdout => "-".into(),
+    };
+    BackupReport {
+        snapshot: None,
+        parent,
+        archive,
+        volumes: Vec::new(),
+        stored_bytes: 0,
+        resumed_bytes,
+        elapsed_s: 0.0,
+        warnings: Vec::new(),
+    }
+}
+
+fn volume_report(
+    view: &View,
+    plan: &VolumePlan,
+    root: &Id,
+    writer: &VolumeWriter,
+    unreadable: &[Range<u64>],
+    audited_bytes: u64,
+) -> VolumeBackup {
+    let Counts { read, changed, zero, new, reused } = writer.counts;
+    VolumeBackup {
+        name: view.name.clone(),
+        size: view.size,
+        chunk_size: plan.shape.chunk_len(),
+        root: root.to_hex(),
+        change_source: plan.change_source.clone(),
+        degraded: plan.degraded.clone(),
+        read_bytes: read,
+        changed_bytes: changed,
+        zero_bytes: zero,
+        new_bytes: new,
+        reused_bytes: reused,
+        audited_bytes,
+        unreadable: unreadable
+            .iter()
+            .map(|range| ByteRange { offset: range.start, length: range.end - range.start })
+            .collect(),
+    }
+}
+
+/// The source must still be as long as it was: a growing one was not backed up whole.
+fn check_size(view: &View) -> Result<()> {
+    let now = view
+        .device
+        .len()
+        .map_err(|error| Error::io("cannot ask the size of", view.device.label(), error))?;
+    match now == view.size {
+        true => Ok(()),
+        false => {
+            let message = format!("the source changed its size from {} to {now}", view.size);
+            Err(Error::new(ErrorKind::SourceUnusable, message)
+                .on(view.device.label())
+                .meaning("nothing was committed; the archive's snapshots are as they were")
+                .hint("back up a snapshot of it, or stop what resizes it"))
+        }
+    }
+}
+
+fn read_attached(path: &Path) -> Result<Vec<u8>> {
+    use std::io::Read;
+    let failed =
+        |error| Error::io("cannot read the file to attach", path.display().to_string(), error);
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let mut bytes = Vec::new();
+    file.take(ATTACHED_LEN_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+    match bytes.len() as u64 <= ATTACHED_LEN_MAX {
+        true => Ok(bytes),
+        false => Err(Error::new(ErrorKind::InvalidRequest, "the file to attach is too large")
+            .on(path.display().to_string())
+            .hint("attached files are small, 64 MiB at most; back it up as a volume instead")),
+    }
+}
+
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_owned()
+}
+
+fn program() -> String {
+    concat!("voltar ", env!("CARGO_PKG_VERSION")).to_owned()
+}
+
+fn is_new(index: Option<&Index>, fresh: &Fresh, id: &Id) -> Result<bool> {
+    if fresh.holds(id) {
+        return Ok(false);
+    }
+    if let Some(index) = index
+        && index.find(id)?.is_some()
+    {
+        return Ok(false);
+    }
+    Ok(fresh.claim(id))
+}
+
+fn append_stored(session: &mut Session, entries: &[ChunkEntry], payload: &[u8]) -> Result<()> {
+    let mut head = vec![0; head_len(entries.len() as u16)];
+    encode_head(Codec::Store, entries, payload.len() as u32, crc32c(payload), &mut head);
+    session.append_frame(&head, payload)
+}
+
+/// Neighbouring ranges become one; if there are still too many, the nearest do, too.
+fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.sort_by_key(|range| range.start);
+    let mut distance = 0;
+    loop {
+        let mut merged: Vec<Range<u64>> = Vec::new();
+        for range in &ranges {
+            match merged.last_mut() {
+                Some(last) if range.start <= last.end.saturating_add(distance) => {
+                    last.end = last.end.max(range.end);
+                }
+                _ => merged.push(range.clone()),
+            }
+        }
+        if merged.len() <= UNREADABLE_MAX {
+            return merged;
+        }
+        distance = (distance * 2).max(4096);
+    }
+}
+
+/// Builds one volume's map in order.
+struct VolumeWriter {
+    number: u16,
+    shape: Shape,
+    builder: MapBuilder,
+    parent: Option<(Cursor, Store)>,
+    nodes: Vec<BuiltNode>,
+    counts: Counts,
+    unreadable: Vec<Range<u64>>,
+}
+
+impl VolumeWriter {
+    fn new(number: u16, plan: &VolumePlan, store: Option<Store>) -> VolumeWriter {
+        let parent = plan.parent.as_ref().zip(store).and_then(|(parent, store)| {
+            Some((Cursor::new(parent.volume.shape().ok()?, parent.volume.root), store))
+        });
+        VolumeWriter {
+            number,
+            shape: plan.shape,
+            builder: MapBuilder::new(plan.shape),
+            parent,
+            nodes: Vec::new(),
+            counts: Counts::default(),
+            unreadable: Vec::new(),
+        }
+    }
+
+    fn position_bytes(&self) -> u64 {
+        let position = self.builder.position();
+        position.saturating_mul(self.shape.chunk_len().into()).min(self.shape.size())
+    }
+
+    /// Takes what the workers made of the next item.
+    fn take(
+        &mut self,
+        session: &mut Session,
+        index: Option<&Index>,
+        fresh: &Fresh,
+        vectors: &Vectors,
+        work: Work,
+    ) -> Result<()> {
+        let Work { result, frame, counts, unreadable } = work;
+        if let Some(frame) = frame {
+            session.append_frame(&frame.head, frame.payload())?;
+            recycle(frame, vectors);
+        }
+        self.add(counts);
+        self.unreadable.extend(unreadable);
+        match result {
+            Outcome::Entries(entries) => {
+                for entry in entries {
+                    self.builder.push(entry, &mut self.nodes);
+                }
+            }
+            Outcome::Zero(count) => self.push_zero(count),
+            Outcome::Keep(chunks) => self.keep(chunks)?,
+        }
+        self.store_nodes(session, index, fresh, NODES_PER_FRAME)
+    }
+
+    fn add(&mut self, counts: Counts) {
+        self.counts.read += counts.read;
+        self.counts.changed += counts.changed;
+        self.counts.zero += counts.zero;
+        self.counts.new += counts.new;
+        self.counts.reused += counts.reused;
+    }
+
+    fn push_zero(&mut self, count: u64) {
+        let before = self.position_bytes();
+        self.builder.push_run(Entry::Zero, count, &mut self.nodes);
+        self.counts.zero += self.position_bytes() - before;
+    }
+
+    /// Copies the parent's entries, whole subtrees where they fit.
+    fn keep(&mut self, chunks: Range<u64>) -> Result<()> {
+        let Some((cursor, store)) = &mut self.parent else {
+            return Err(Error::new(ErrorKind::Internal, "chunks are to be kept without a parent"));
+        };
+        while self.builder.position() < chunks.end {
+            let at = self.builder.position();
+            let level = self.builder.aligned_level(chunks.end).min(cursor.shape().root_level());
+            let standing = cursor.entry_at(store, level, at)?;
+            debug_assert!(standing.level >= level && at.is_multiple_of(span_of_entry(level)));
+            self.builder.push_at(level, standing.entry, &mut self.nodes);
+        }
+        Ok(())
+    }
+
+    /// Stores finished nodes once there are enough of them.
+    fn store_nodes(
+        &mut self,
+        session: &mut Session,
+        index: Option<&Index>,
+        fresh: &Fresh,
+        enough: usize,
+    ) -> Result<()> {
+        while self.nodes.len() >= enough && !self.nodes.is_empty() {
+            let count = self.nodes.len().min(NODES_PER_FRAME);
+            let mut entries = Vec::new();
+            let mut payload = Vec::new();
+            for node in self.nodes.drain(..count) {
+                if is_new(index, fresh, &node.id)? {
+                    payload.extend_from_slice(&node.bytes);
+                    entries.push(ChunkEntry {
+                        id: node.id,
+                        index: node_index(node.level, node.number),
+                        raw_len: node.bytes.len() as u32,
+                        volume: self.number,
+                        kind: ItemKind::Node as u8,
+                        reserved: Reserved,
+                    });
+                }
+            }
+            if !entries.is_empty() {
+                append_stored(session, &entries, &payload)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the map and returns its root.
+    fn finish(
+        &mut self,
+        session: &mut Session,
+        index: Option<&Index>,
+        fresh: &Fresh,
+    ) -> Result<Id> {
+        let builder = std::mem::replace(&mut self.builder, MapBuilder::new(self.shape));
+        let root = builder.finish(&mut self.nodes);
+        self.store_nodes(session, index, fresh, 1)?;
+        Ok(root)
+    }
+}
+
+fn recycle(frame: NewFrame, vectors: &Vectors) {
+    if let Payload::Encoded(vector, _) = frame.payload {
+        vectors.give(vector);
+    }
+}
+
+/// Compares chunks that are said to be unchanged with the parent's map.
+struct Audit<'a> {
+    view: &'a View,
+    shape: Shape,
+    cursor: Cursor,
+    bytes: u64,
+}
+
+impl<'a> Audit<'a> {
+    fn new(shape: Shape, parent: &Parent, view: &'a View) -> Result<Audit<'a>> {
+        let old = parent.volume.shape().map_err(|error| {
+            Error::new(ErrorKind::Damaged, "the parent's volume has no shape").because(error)
+        })?;
+        Ok(Audit { view, shape, cursor: Cursor::new(old, parent.volume.root), bytes: 0 })
+    }
+
+    /// Looks at a random `share` of the kept chunks, at least one; returns the byte offset of the
+    /// first that differs.
+    fn run(
+        &mut self,
+        kept: &[Range<u64>],
+        share: f64,
+        store: &mut Store,
+        cancel: &crate::cancel::Cancel,
+    ) -> Result<Option<u64>> {
+        let count: u64 = kept.iter().map(|range| range.end - range.start).sum();
+        if count == 0 || share <= 0.0 {
+            return Ok(None);
+        }
+        let sample = ((count as f64 * share).ceil() as u64).clamp(1, count);
+        for chunk in sample_of(kept, count, sample) {
+            cancel.check()?;
+            if !self.is_equal(chunk, store)? {
+                return Ok(Some(chunk * u64::from(self.shape.chunk_len())));
+            }
+        }
+        Ok(None)
+    }
+
+    fn is_equal(&mut self, chunk: u64, store: &mut Store) -> Result<bool> {
+        let range = self.shape.chunk_range(voltar_format::ChunkIndex(chunk));
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        let count = self.view.device.read_at(&mut bytes, range.start).map_err(|error| {
+            Error::io("cannot read", self.view.device.label(), error).at(range.clone())
+        })?;
+        self.bytes += count as u64;
+        let entry = self.cursor.entry_at(store, 0, chunk)?.entry;
+        Ok(count == bytes.len()
+            && match entry {
+                Entry::Zero => voltar_format::wire::is_zero(&bytes),
+                Entry::Data(id) => chunk_id(&bytes) == id,
+                Entry::Unreadable | Entry::Partial(_) => false,
+            })
+    }
+}
+
+/// `sample` distinct chunks of the ranges, ascending: one at random from each of as many equal
+/// strata, so that a lie about a contiguous range has no good place to hide.
+fn sample_of(kept: &[Range<u64>], count: u64, sample: u64) -> Vec<u64> {
+    use rand::RngExt;
+    let mut random = rand::rng();
+    let mut chunks = Vec::with_capacity(sample as usize);
+    let mut ranges = kept.iter();
+    let mut range = ranges.next();
+    let mut skipped = 0;
+    for stratum in 0..sample {
+        let bound = |n: u64| (u128::from(count) * u128::from(n) / u128::from(sample)) as u64;
+        let pick = random.random_range(bound(stratum)..bound(stratum + 1));
+        while let Some(current) = range {
+            let len = current.end - current.start;
+            if pick < skipped + len {
+                chunks.push(current.start + (pick - skipped));
+                break;
+            }
+            skipped += len;
+            range = ranges.next();
+        }
+    }
+    chunks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_distinct_and_inside() {
+        let kept = [3..10, 20..21, 100..200];
+        for sample in [1, 7, 50, 108] {
+            let chunks = sample_of(&kept, 108, sample);
+            assert_eq!(chunks.len() as u64, sample);
+            assert!(chunks.is_sorted_by(|a, b| a < b));
+            assert!(chunks.iter().all(|chunk| kept.iter().any(|range| range.contains(chunk))));
+        }
+    }
+
+    #[test]
+    fn unreadable_ranges_merge_and_stay_few() {
+        assert_eq!(merged(vec![4..8, 0..4, 20..24]), [0..8, 20..24]);
+        let many: Vec<_> = (0..20_000u64).map(|n| n * 8192..n * 8192 + 4096).collect();
+        let few = merged(many.clone());
+        assert!(few.len() <= UNREADABLE_MAX);
+        assert!(
+            many.iter()
+                .all(|range| few.iter().any(|f| f.start <= range.start && range.end <= f.end))
+        );
+    }
+}

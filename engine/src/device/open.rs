@@ -1,0 +1,232 @@
+//! Opening what the user named, with failures in the user's words.
+
+use std::fs::{FileType, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use super::file::{Access, FileDevice};
+use super::{Device, Resize};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Opens a volume to be read: a regular file or a block device that is not empty.
+///
+/// # Errors
+/// Says what is in the way: nothing there, no permission, not a volume, empty.
+pub fn open_source(path: &Path) -> Result<FileDevice> {
+    let metadata = look(path, "cannot open the source")?;
+    check_kind(path, &metadata, "cannot be backed up", ErrorKind::InvalidRequest)?;
+    let device = FileDevice::open(path, Access::Read)
+        .map_err(|error| in_words("cannot open the source", path, error))?;
+    let len = device.len().map_err(|error| in_words("cannot ask the size of", path, error))?;
+    if len == 0 {
+        return Err(Error::new(ErrorKind::SourceUnusable, "the source is empty")
+            .on(path.display().to_string())
+            .hint("a volume has at least one byte; is a medium in the drive, is the path right?"));
+    }
+    Ok(device)
+}
+
+/// Opens an existing target to be read and written, a block device exclusively. Checks nothing
+/// but the kind: `guard` is the way to a target that may be written to.
+///
+/// # Errors
+/// Says what is in the way.
+pub fn open_target(path: &Path) -> Result<FileDevice> {
+    let metadata = look(path, "cannot open the target")?;
+    check_kind(path, &metadata, "cannot be restored to", ErrorKind::TargetRefused)?;
+    FileDevice::open(path, Access::Write)
+        .map_err(|error| in_words("cannot open the target", path, error))
+}
+
+/// Creates a regular file of `len` zero bytes that must not exist yet.
+///
+/// # Errors
+/// Says what is in the way; nothing is left behind.
+pub fn create_target_file(path: &Path, len: u64) -> Result<FileDevice> {
+    refuse_new_in_dev(path, "cannot create the target")?;
+    let words = |error| in_words("cannot create the target", path, error);
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
+    let device = FileDevice::from_file(path, file.map_err(words)?, Access::Write);
+    let sized = device.and_then(|device| device.set_len(len).map(|()| device));
+    sized.map_err(|error| {
+        // The file was created a moment ago by this very call.
+        let _ = std::fs::remove_file(path);
+        words(error)
+    })
+}
+
+/// Opens an archive to be read.
+///
+/// # Errors
+/// Says what is in the way.
+pub fn open_archive_reader(path: &Path) -> Result<FileDevice> {
+    let metadata = look(path, "cannot open the archive")?;
+    check_kind(path, &metadata, "cannot hold an archive", ErrorKind::InvalidRequest)?;
+    FileDevice::open(path, Access::Read)
+        .map_err(|error| in_words("cannot open the archive", path, error))
+}
+
+/// Opens an archive to be read and appended to, creating an empty file if there is none. Takes no
+/// lock.
+///
+/// # Errors
+/// Says what is in the way. A block device is: to write an archive over one would pass by the
+/// guard.
+pub fn open_archive_writer(path: &Path) -> Result<FileDevice> {
+    let failed = "cannot open the archive for writing";
+    let words = |error| in_words(failed, path, error);
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.file_type().is_block_device() => Err(Error::new(
+            ErrorKind::InvalidRequest,
+            "an archive is not written to a block device",
+        )
+        .on(path.display().to_string())
+        .hint("name a file, on a file system with room for it")),
+        Ok(metadata) => {
+            check_kind(path, &metadata, "cannot hold an archive", ErrorKind::InvalidRequest)?;
+            FileDevice::open(path, Access::Write).map_err(words)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            refuse_new_in_dev(path, failed)?;
+            let mut options = OpenOptions::new();
+            let file = options.read(true).write(true).create(true).truncate(false).open(path);
+            FileDevice::from_file(path, file.map_err(words)?, Access::Write).map_err(words)
+        }
+        Err(error) => Err(words(error)),
+    }
+}
+
+/// Refuses to make a regular file where devices live: a mistyped device name would fill memory.
+fn refuse_new_in_dev(path: &Path, failed: &str) -> Result<()> {
+    let parent = path.parent().and_then(|parent| std::fs::canonicalize(parent).ok());
+    let among_devices =
+        parent.is_some_and(|parent| parent.starts_with("/dev") && !parent.starts_with("/dev/shm"));
+    match among_devices && !path.exists() {
+        true => Err(in_words(failed, path, io::Error::from(io::ErrorKind::NotFound))),
+        false => Ok(()),
+    }
+}
+
+/// What is at `path`.
+pub(super) fn look(path: &Path, failed: &str) -> Result<Metadata> {
+    std::fs::metadata(path).map_err(|error| in_words(failed, path, error))
+}
+
+/// Refuses what is neither a regular file nor a block device.
+pub(super) fn check_kind(
+    path: &Path,
+    metadata: &Metadata,
+    cannot: &str,
+    kind: ErrorKind,
+) -> Result<()> {
+    let Some((what, hint)) = misfit(metadata.file_type()) else {
+        return Ok(());
+    };
+    Err(Error::new(kind, format!("{what} {cannot}")).on(path.display().to_string()).hint(hint))
+}
+
+fn misfit(kind: FileType) -> Option<(&'static str, &'static str)> {
+    if kind.is_file() || kind.is_block_device() {
+        return None;
+    }
+    Some(if kind.is_dir() {
+        ("a directory", "name a block device or a file; directories are not volumes")
+    } else if kind.is_char_device() {
+        ("a character device", "name the block device; `lsblk` lists them")
+    } else if kind.is_fifo() {
+        ("a pipe", "name a block device or a file; a pipe cannot be read at offsets")
+    } else {
+        ("a socket", "name a block device or a file")
+    })
+}
+
+/// A failed system call on `path` with the hint that fits.
+pub(super) fn in_words(failed: &str, path: &Path, source: io::Error) -> Error {
+    let hint = match source.kind() {
+        io::ErrorKind::NotFound => Some("nothing is there; is the path right, is it attached?"),
+        io::ErrorKind::PermissionDenied => {
+            Some("it needs more rights: run as root, or join the group that owns it")
+        }
+        io::ErrorKind::ResourceBusy => Some("something else uses it exclusively"),
+        io::ErrorKind::AlreadyExists => Some("name a file that does not exist yet"),
+        io::ErrorKind::ReadOnlyFilesystem => Some("the file system is mounted read-only"),
+        _ => None,
+    };
+    let error = Error::io(failed, path.display().to_string(), source);
+    match hint {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::test_rig::file_with;
+
+    fn refusal(path: &Path) -> Error {
+        open_source(path).map(|_| ()).unwrap_err()
+    }
+
+    #[test]
+    fn what_cannot_be_a_source_says_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = refusal(&folder.path().join("nothing"));
+        assert_eq!(missing.kind(), ErrorKind::NotFound);
+        assert!(missing.remedy().is_some());
+
+        let directory = refusal(folder.path());
+        assert_eq!(directory.kind(), ErrorKind::InvalidRequest);
+        assert!(directory.message().contains("a directory"));
+
+        let null = refusal(Path::new("/dev/null"));
+        assert!(null.message().contains("character device"));
+        assert!(null.remedy().is_some_and(|hint| hint.contains("lsblk")));
+
+        let pipe = folder.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(refusal(&pipe).message().contains("a pipe"));
+
+        let empty = refusal(&file_with(folder.path(), "empty", &[]));
+        assert_eq!(empty.kind(), ErrorKind::SourceUnusable);
+    }
+
+    #[test]
+    fn a_target_file_is_created_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        let device = create_target_file(&path, 12345).unwrap();
+        assert_eq!(device.len().unwrap(), 12345);
+        assert!(create_target_file(&path, 1).is_err());
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 12345);
+    }
+
+    #[test]
+    fn an_archive_is_created_or_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("archive");
+        open_archive_writer(&path).unwrap().write_at(b"bytes", 0).unwrap();
+        assert_eq!(open_archive_writer(&path).unwrap().len().unwrap(), 5);
+        assert_eq!(open_archive_reader(&path).unwrap().len().unwrap(), 5);
+        assert!(open_archive_writer(folder.path()).is_err());
+    }
+
+    #[test]
+    fn a_mistyped_device_does_not_become_a_file() {
+        let path = Path::new("/dev/voltar-no-such-device");
+        for refused in [create_target_file(path, 1), open_archive_writer(path)] {
+            assert_eq!(refused.map(|_| ()).unwrap_err().kind(), ErrorKind::NotFound);
+        }
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_target_must_exist_and_be_a_volume() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = open_target(folder.path()).map(|_| ()).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::TargetRefused);
+        let missing = open_target(&folder.path().join("nothing")).map(|_| ()).unwrap_err();
+        assert_eq!(missing.kind(), ErrorKind::NotFound);
+    }
+}

@@ -1,0 +1,129 @@
+//! Compares snapshots: which bytes of a volume differ, found by descending both maps only where
+//! their ids differ.
+
+use std::path::Path;
+
+use voltar_format::manifest::Volume;
+use voltar_format::map::{Entry, Shape};
+use voltar_format::walk::{Cursor, Run, changes};
+
+use crate::archive::format_error;
+use crate::archive::open::Archive;
+use crate::archive::snapshots::Snapshot;
+use crate::archive::store::Store;
+use crate::error::{Error, ErrorKind, Result};
+use crate::inspect::{newest_store, open};
+use crate::observe::Phase;
+use crate::options::{Context, Selector};
+use crate::report::{DiffExtent, DiffReport};
+
+/// What differs between two snapshots; one report per volume both hold (or only the named one).
+///
+/// # Errors
+/// `NotFound` for a snapshot, or for a named volume that one of them lacks; `InvalidRequest` if a
+/// volume's chunk lengths differ; `Damaged`.
+pub fn run(
+    archive: &Path,
+    old: &Selector,
+    new: &Selector,
+    volume: Option<&str>,
+    context: &Context,
+) -> Result<Vec<DiffReport>> {
+    diff_archive(&open(archive, context)?, old, new, volume, context)
+}
+
+/// As [`run`], of an open archive.
+///
+/// # Errors
+/// As [`run`].
+pub fn diff_archive(
+    archive: &Archive,
+    old: &Selector,
+    new: &Selector,
+    volume: Option<&str>,
+    context: &Context,
+) -> Result<Vec<DiffReport>> {
+    let (old, new) = (archive.select(old)?, archive.select(new)?);
+    let pairs = match volume {
+        Some(name) => vec![(named(archive, &old, name)?, named(archive, &new, name)?)],
+        None => common(&old, &new),
+    };
+    context.observer.phase(Phase::Walk, Some(pairs.iter().map(|(_, new)| new.size).sum()));
+    let mut store = newest_store(archive)?;
+    pairs.into_iter().map(|(old, new)| compare(archive, &mut store, old, new, context)).collect()
+}
+
+fn named<'s>(archive: &Archive, snapshot: &'s Snapshot, name: &str) -> Result<&'s Volume> {
+    snapshot.manifest.volume(name).ok_or_else(|| {
+        let message = format!("snapshot {} holds no volume {name:?}", snapshot.id);
+        Error::new(ErrorKind::NotFound, message)
+            .on(archive.label())
+            .hint("`voltar show` names the volumes a snapshot holds")
+    })
+}
+
+/// The volumes that both hold, in the newer one's order.
+fn common<'s>(old: &'s Snapshot, new: &'s Snapshot) -> Vec<(&'s Volume, &'s Volume)> {
+    let volumes = new.manifest.volumes.iter();
+    volumes.filter_map(|volume| Some((old.manifest.volume(&volume.name)?, volume))).collect()
+}
+
+fn compare(
+    archive: &Archive,
+    store: &mut Store,
+    old: &Volume,
+    new: &Volume,
+    context: &Context,
+) -> Result<DiffReport> {
+    if old.chunk_size != new.chunk_size {
+        let message = format!(
+            "volume {:?} has chunks of {} bytes in one snapshot and of {} in the other",
+            new.name, old.chunk_size, new.chunk_size
+        );
+        return Err(Error::new(ErrorKind::InvalidRequest, message)
+            .on(archive.label())
+            .meaning("their maps cannot be compared")
+            .hint("compare snapshots with the same chunk length, or restore both and compare"));
+    }
+    let bad = |error| format_error(archive.label(), error);
+    let shape = new.shape().map_err(bad)?;
+    let mut before = Cursor::new(old.shape().map_err(bad)?, old.root);
+    let mut after = Cursor::new(shape, new.root);
+    let mut extents = Vec::new();
+    let mut position = 0;
+    changes(&mut before, &mut after, store, |run: Run| -> Result<()> {
+        context.cancel.check()?;
+        let extent = extent(&shape, &run);
+        let end = extent.offset + extent.length;
+        context.observer.advance(end - position);
+        position = end;
+        push(&mut extents, extent);
+        Ok(())
+    })?;
+    context.observer.advance(shape.size() - position);
+    Ok(DiffReport { volume: new.name.clone(), chunk_size: new.chunk_size, extents })
+}
+
+/// The bytes of a run and what they are: what could not be read when the snapshot was made is
+/// no zero, so it counts as data.
+fn extent(shape: &Shape, run: &Run) -> DiffExtent {
+    let chunk_len = u64::from(shape.chunk_len());
+    let offset = run.chunks.start.saturating_mul(chunk_len).min(shape.size());
+    let end = run.chunks.end.saturating_mul(chunk_len).min(shape.size());
+    let kind = match run.entry {
+        Entry::Zero => "zero",
+        Entry::Data(_) | Entry::Partial(_) | Entry::Unreadable => "data",
+    };
+    DiffExtent { offset, length: end.saturating_sub(offset), kind }
+}
+
+/// Adds an extent behind all others, as part of the last one where they touch.
+fn push(extents: &mut Vec<DiffExtent>, extent: DiffExtent) {
+    match extents.last_mut() {
+        Some(last) if last.kind == extent.kind && last.offset + last.length == extent.offset => {
+            last.length += extent.length;
+        }
+        _ if extent.length == 0 => {}
+        _ => extents.push(extent),
+    }
+}

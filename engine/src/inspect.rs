@@ -1,0 +1,475 @@
+//! Looks at archives without changing them: snapshots in short and whole, attached files, and the
+//! log as it lies.
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use voltar_format::commit::Commit;
+use voltar_format::features::{FORMAT_VERSION, feature_names};
+use voltar_format::frame::ItemKind;
+use voltar_format::index::check_head_block;
+use voltar_format::limits::BLOCK_LEN;
+use voltar_format::manifest::{Attached, Volume};
+use voltar_format::record::{RecordHead, RecordKind};
+use voltar_format::segment::Footer;
+use voltar_format::{FormatError, LogOffset};
+
+use crate::archive::chain::{Link, links};
+use crate::archive::index::Index;
+use crate::archive::open::Archive;
+use crate::archive::snapshots::Snapshot;
+use crate::archive::spans::{Span, spans};
+use crate::archive::store::Store;
+use crate::archive::{format_error, read_exact};
+use crate::device::open::open_archive_reader;
+use crate::error::{Error, ErrorKind, Result};
+use crate::observe::Phase;
+use crate::options::{Context, Selector};
+use crate::report::{
+    AttachedSummary, ByteRange, InspectRecord, InspectReport, ListReport, ShowReport,
+    SnapshotSummary, VolumeDetail, VolumeSummary,
+};
+
+/// Opens the archive in the file at `path`, to be read.
+///
+/// # Errors
+/// Those of opening the file and of finding the archive in it.
+pub fn open(path: &Path, context: &Context) -> Result<Archive> {
+    context.observer.phase(Phase::Open, None);
+    Archive::open(Arc::new(open_archive_reader(path)?))
+}
+
+/// Snapshots, newest last.
+///
+/// A damaged commit costs its own snapshot only: the others are listed, and the observer is told
+/// which place is damaged.
+///
+/// # Errors
+/// Those of opening; `Damaged` naming the commit, if no snapshot can be listed because of it.
+pub fn list(archive: &Path, context: &Context) -> Result<ListReport> {
+    list_archive(&open(archive, context)?, context)
+}
+
+/// As [`list`], of an open archive.
+///
+/// # Errors
+/// As [`list`].
+pub fn list_archive(archive: &Archive, context: &Context) -> Result<ListReport> {
+    let mut snapshots = Vec::new();
+    let mut failure = None;
+    for link in links(archive)? {
+        context.cancel.check()?;
+        match summary_at(archive, &link) {
+            Ok(summary) => snapshots.extend(summary),
+            Err(error) => {
+                context.observer.notice(&lost_words(&link));
+                failure.get_or_insert(error);
+            }
+        }
+    }
+    match failure {
+        Some(error) if snapshots.is_empty() => Err(error),
+        _ => Ok(ListReport { archive: archive.label().to_owned(), snapshots }),
+    }
+}
+
+fn summary_at(archive: &Archive, link: &Link) -> Result<Option<SnapshotSummary>> {
+    let snapshot = archive.snapshot_of(link.read(archive)?)?;
+    Ok(snapshot.as_ref().map(summary))
+}
+
+fn lost_words(link: &Link) -> String {
+    let at = link.range.start;
+    format!("the commit at {at:#x} is damaged: its snapshot is not listed; see `voltar verify`")
+}
+
+/// One snapshot.
+///
+/// # Errors
+/// Those of opening; `NotFound` or `Ambiguous`.
+pub fn show(archive: &Path, snapshot: &Selector, context: &Context) -> Result<ShowReport> {
+    show_archive(&open(archive, context)?, snapshot)
+}
+
+/// As [`show`], of an open archive.
+///
+/// # Errors
+/// As [`show`].
+pub fn show_archive(archive: &Archive, snapshot: &Selector) -> Result<ShowReport> {
+    let snapshot = archive.select(snapshot)?;
+    let manifest = &snapshot.manifest;
+    let attached = manifest
+        .attached
+        .iter()
+        .map(|file| AttachedSummary { name: file.name.clone(), size: file.size })
+        .collect();
+    Ok(ShowReport {
+        archive: archive.label().to_owned(),
+        summary: summary(&snapshot),
+        host: manifest.host.clone(),
+        program: manifest.program.clone(),
+        details: manifest.volumes.iter().map(detail).collect(),
+        attached,
+    })
+}
+
+fn summary(snapshot: &Snapshot) -> SnapshotSummary {
+    let manifest = &snapshot.manifest;
+    let volumes = manifest.volumes.iter().map(|volume| VolumeSummary {
+        name: volume.name.clone(),
+        size: volume.size,
+        root: volume.root.to_hex(),
+    });
+    let commit = &snapshot.commit;
+    SnapshotSummary {
+        id: snapshot.id.to_hex(),
+        time: rfc3339(manifest.time_ns),
+        time_ns: manifest.time_ns,
+        parent: manifest.parent.map(|parent| parent.to_hex()),
+        volumes: volumes.collect(),
+        tags: manifest.tags.clone(),
+        stored_bytes: commit.end().0.saturating_sub(commit.head.log_start.0),
+    }
+}
+
+fn detail(volume: &Volume) -> VolumeDetail {
+    let unreadable = volume.unreadable.iter();
+    VolumeDetail {
+        name: volume.name.clone(),
+        size: volume.size,
+        chunk_size: volume.chunk_size,
+        root: volume.root.to_hex(),
+        source: volume.source.clone(),
+        change_source: volume.change_source.clone(),
+        proof: volume.proof.clone(),
+        degraded: volume.degraded.clone(),
+        unreadable: unreadable.map(|&(offset, length)| ByteRange { offset, length }).collect(),
+    }
+}
+
+/// The bytes of an attached file of a snapshot, written to `out`.
+///
+/// # Errors
+/// As [`show`]; `NotFound` if the snapshot has no such file; `Damaged`; those of writing.
+pub fn attached(
+    archive: &Path,
+    snapshot: &Selector,
+    name: &str,
+    out: &mut dyn Write,
+    context: &Context,
+) -> Result<()> {
+    attached_in_archive(&open(archive, context)?, snapshot, name, out, context)
+}
+
+/// As [`attached`], of an open archive.
+///
+/// # Errors
+/// As [`attached`].
+pub fn attached_in_archive(
+    archive: &Archive,
+    snapshot: &Selector,
+    name: &str,
+    out: &mut dyn Write,
+    context: &Context,
+) -> Result<()> {
+    let snapshot = archive.select(snapshot)?;
+    let file = snapshot.manifest.attached.iter().find(|file| file.name == name);
+    let file = file.ok_or_else(|| no_such_file(archive, &snapshot, name))?;
+    let mut store = newest_store(archive)?;
+    let mut size = 0u64;
+    for piece in &file.pieces {
+        context.cancel.check()?;
+        let bytes = store.item(piece, ItemKind::Attached)?;
+        size = size.saturating_add(bytes.len() as u64);
+        if size > file.size {
+            break;
+        }
+        out.write_all(&bytes).map_err(|error| Error::io("cannot write", name, error))?;
+    }
+    match size == file.size {
+        true => out.flush().map_err(|error| Error::io("cannot write", name, error)),
+        false => Err(wrong_size(archive, file)),
+    }
+}
+
+/// A store over all that the archive holds.
+pub(crate) fn newest_store(archive: &Archive) -> Result<Store> {
+    let runs = archive.last.as_ref().map(|commit| commit.runs.clone());
+    let home = Arc::clone(&archive.home);
+    Store::new(Arc::clone(&home), Index::new(home, runs.unwrap_or_default()))
+}
+
+fn no_such_file(archive: &Archive, snapshot: &Snapshot, name: &str) -> Error {
+    let id = snapshot.id;
+    Error::new(ErrorKind::NotFound, format!("snapshot {id} has no attached file {name:?}"))
+        .on(archive.label())
+        .hint("`voltar show` names the files a snapshot has")
+}
+
+fn wrong_size(archive: &Archive, file: &Attached) -> Error {
+    let name = &file.name;
+    let message = format!("the pieces of attached file {name:?} do not add up to its size");
+    Error::new(ErrorKind::Damaged, message).on(archive.label())
+}
+
+/// The log as it lies.
+///
+/// # Errors
+/// Those of opening and reading; damage is in the records.
+pub fn log(archive: &Path, context: &Context) -> Result<InspectReport> {
+    log_archive(&open(archive, context)?, context)
+}
+
+/// As [`log`], of an open archive.
+///
+/// # Errors
+/// As [`log`].
+pub fn log_archive(archive: &Archive, context: &Context) -> Result<InspectReport> {
+    let file_len = archive
+        .home
+        .len()
+        .map_err(|error| Error::io("cannot ask the length of", archive.label(), error))?;
+    let mut records = vec![header_record(archive)];
+    for link in links(archive)? {
+        let (start, end) = (LogOffset(link.log_start), LogOffset(link.range.start));
+        for span in spans(&*archive.home, archive.id, start, end)? {
+            context.cancel.check()?;
+            records.push(span_record(archive, &span)?);
+        }
+        records.push(commit_record(archive, &link));
+    }
+    let end = archive.end().0;
+    let uncommitted_bytes = file_len.saturating_sub(end);
+    if uncommitted_bytes > 0 {
+        records.push(tail_record(end, uncommitted_bytes));
+    }
+    let header = archive.header.as_ref().ok();
+    let features = header.map(|header| feature_names(header.incompatible, header.compatible));
+    Ok(InspectReport {
+        archive: archive.label().to_owned(),
+        file_len,
+        archive_id: archive.id.to_hex(),
+        format_version: header.map_or(FORMAT_VERSION, |header| header.version),
+        features: features.unwrap_or_default(),
+        created: header.map_or_else(String::new, |header| rfc3339(header.created_ns)),
+        records,
+        uncommitted_bytes,
+    })
+}
+
+fn record(kind: &str, offset: u64, length: u64) -> InspectRecord {
+    InspectRecord {
+        kind: kind.to_owned(),
+        offset,
+        length,
+        sequence: 0,
+        items: 0,
+        note: String::new(),
+        error: None,
+    }
+}
+
+fn header_record(archive: &Archive) -> InspectRecord {
+    let base = record("header", 0, BLOCK_LEN as u64);
+    match &archive.header {
+        Ok(header) => {
+            let note = format!("archive {}, made {}", archive.id, rfc3339(header.created_ns));
+            InspectRecord { note, ..base }
+        }
+        Err(error) => InspectRecord { error: Some(error.to_string()), ..base },
+    }
+}
+
+fn tail_record(end: u64, length: u64) -> InspectRecord {
+    let note = "left by an unfinished backup, part of no snapshot; the next backup takes over \
+                what is sealed and writes over the rest";
+    InspectRecord { note: note.to_owned(), ..record("tail", end, length) }
+}
+
+fn span_record(archive: &Archive, span: &Span) -> Result<InspectRecord> {
+    let start = LogOffset(span.range.start);
+    let len = (BLOCK_LEN as u64).min(span.range.end - span.range.start);
+    let first = read_exact(&*archive.home, start, len as usize)?;
+    let head = RecordHead::decode_at(&first, start, Some(archive.id));
+    let kind = match (&head, &span.footer) {
+        (_, Ok((_, kind))) | (Ok((_, kind)), Err(_)) => kind.name(),
+        (Err(_), Err(_)) => "unknown",
+    };
+    let base = record(kind, span.range.start, span.range.end - span.range.start);
+    Ok(match (&head, &span.footer) {
+        (Ok((head, _)), Ok((footer, kind))) => {
+            let (items, note, error) = contents(*kind, head, footer, &first);
+            InspectRecord { sequence: head.sequence, items, note, error, ..base }
+        }
+        (Err(error), _) | (_, Err(error)) => {
+            let sequence = head.as_ref().map_or(0, |(head, _)| head.sequence);
+            InspectRecord { sequence, error: Some(error.to_string()), ..base }
+        }
+    })
+}
+
+/// Items, note and error of a record with a whole head and a whole footer.
+fn contents(
+    kind: RecordKind,
+    head: &RecordHead,
+    footer: &Footer,
+    first: &[u8],
+) -> (u64, String, Option<String>) {
+    if kind == RecordKind::Data {
+        let (frames, chunks) = (footer.frame_count, footer.chunk_count);
+        return (frames.into(), format!("{chunks} items in {frames} frames"), None);
+    }
+    if kind == RecordKind::Other {
+        return (0, "of a kind this version passes over".into(), None);
+    }
+    match check_head_block(first, head) {
+        Ok(head) => {
+            let note = format!("{} entries in {} buckets", head.entry_count, head.buckets);
+            (head.entry_count, note, None)
+        }
+        Err(error) => (0, String::new(), Some(error.to_string())),
+    }
+}
+
+fn commit_record(archive: &Archive, link: &Link) -> InspectRecord {
+    let base = record("commit", link.range.start, link.range.end - link.range.start);
+    match link.read(archive) {
+        Ok(commit) => InspectRecord {
+            sequence: commit.sequence,
+            items: commit.runs.len() as u64,
+            note: commit_words(archive, &commit),
+            error: second_copy_error(archive, &commit),
+            ..base
+        },
+        Err(error) => InspectRecord { error: Some(chain_words(&error)), ..base },
+    }
+}
+
+fn commit_words(archive: &Archive, commit: &Commit) -> String {
+    let number = commit.head.number;
+    let runs = commit.runs.len();
+    let base = format!("commit {number}, {} records, {runs} index runs", commit.head.segment_count);
+    match archive.snapshot_of(commit.clone()) {
+        Ok(Some(snapshot)) => {
+            let time = rfc3339(snapshot.manifest.time_ns);
+            let volumes = snapshot.manifest.volumes.len();
+            format!("{base}; snapshot {} of {time}, {volumes} volumes", snapshot.id)
+        }
+        Ok(None) => format!("{base}; no snapshot"),
+        Err(error) => format!("{base}; {}", chain_words(&error)),
+    }
+}
+
+/// What is wrong with the copies of a commit of which at least one is whole.
+fn second_copy_error(archive: &Archive, commit: &Commit) -> Option<String> {
+    let copies = [("first", commit.offset), ("second", LogOffset(commit.offset.0 + commit.len))];
+    copies.into_iter().find_map(|(which, at)| {
+        let error = copy_error(archive, commit, at)?;
+        Some(format!("its {which} copy: {error}"))
+    })
+}
+
+/// What is wrong with the copy of `commit` at `at`.
+fn copy_error(archive: &Archive, commit: &Commit, at: LogOffset) -> Option<String> {
+    let bytes = match read_exact(&*archive.home, at, commit.len as usize) {
+        Ok(bytes) => bytes,
+        Err(error) => return Some(chain_words(&error)),
+    };
+    match Commit::decode_at(&bytes, at, Some(archive.id)) {
+        Ok(copy) if copy == *commit => None,
+        Ok(_) => {
+            let structure = voltar_format::Structure::Commit;
+            let problem = "the copies differ";
+            Some(FormatError::new(structure, "F-045", problem).at(at).to_string())
+        }
+        Err(error) => Some(format_words(archive, error)),
+    }
+}
+
+fn format_words(archive: &Archive, error: FormatError) -> String {
+    chain_words(&format_error(archive.label(), error))
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain_words(error: &Error) -> String {
+    let mut words = error.message().to_owned();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        words.push_str(": ");
+        words.push_str(&error.to_string());
+        cause = error.source();
+    }
+    words
+}
+
+const NS_PER_S: i64 = 1_000_000_000;
+const S_PER_DAY: i64 = 86_400;
+
+/// A time in nanoseconds since 1970-01-01 UTC as RFC 3339, to the second.
+pub fn rfc3339(time_ns: i64) -> String {
+    let seconds = time_ns.div_euclid(NS_PER_S);
+    let (year, month, day) = civil_from_days(seconds.div_euclid(S_PER_DAY));
+    let second = seconds.rem_euclid(S_PER_DAY);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// Year, month and day of a number of days since 1970-01-01, in the proleptic Gregorian calendar.
+///
+/// Counts in eras of 400 years that begin on 1 March, so that the leap day is a year's last.
+fn civil_from_days(days: i64) -> (i64, i64, i64) {
+    let days = days + 719_468;
+    let era = days.div_euclid(146_097);
+    let day_of_era = days.rem_euclid(146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    (year, month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_read_as_rfc_3339() {
+        let at = |seconds: i64| rfc3339(seconds * NS_PER_S);
+        assert_eq!(at(0), "1970-01-01T00:00:00Z");
+        assert_eq!(at(-1), "1969-12-31T23:59:59Z");
+        assert_eq!(at(951_782_399), "2000-02-28T23:59:59Z");
+        assert_eq!(at(951_782_400), "2000-02-29T00:00:00Z");
+        assert_eq!(at(4_107_542_400), "2100-03-01T00:00:00Z");
+        assert_eq!(at(1_795_219_200), "2026-11-21T00:00:00Z");
+        assert_eq!(rfc3339(i64::MAX), "2262-04-11T23:47:16Z");
+        assert_eq!(rfc3339(i64::MIN), "1677-09-21T00:12:43Z");
+        assert_eq!(rfc3339(999_999_999), "1970-01-01T00:00:00Z");
+    }
+
+    #[test]
+    fn days_of_four_centuries_follow_one_another() {
+        let mut expected = (1970, 1, 1);
+        for days in 0..146_097 {
+            assert_eq!(civil_from_days(days), expected);
+            expected = day_after(expected);
+        }
+    }
+
+    fn day_after((year, month, day): (i64, i64, i64)) -> (i64, i64, i64) {
+        let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+        let last = match month {
+            2 => 28 + i64::from(is_leap),
+            4 | 6 | 9 | 11 => 30,
+            _ => 31,
+        };
+        match (month, day == last) {
+            (12, true) => (year + 1, 1, 1),
+            (_, true) => (year, month + 1, 1),
+            _ => (year, month, day + 1),
+        }
+    }
+}

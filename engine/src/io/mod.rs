@@ -1,0 +1,18 @@
+//! The only room with `unsafe` in it: buffers, rings, system calls.
+//!
+//! It knows operations and file descriptors; it knows nothing of devices, archives or volumes.
+//! What leaves it is safe to call. Every `unsafe` block names the invariant it rests on and who
+//! upholds it.
+#![expect(unsafe_code, reason = "this module is where the engine's unsafe code lives")]
+
+pub mod blocking;
+pub mod buffer;
+pub mod ioctl;
+pub mod op;
+pub mod probe;
+pub mod ring;
+pub mod route;
+
+pub use buffer::{Buffer, BufferPool};
+pub use op::{Completion, Driver, Op, OpKind};
+pub use route::Files;

@@ -1,0 +1,20 @@
+//! The voltar engine: backs volumes up, restores them, and proves archives whole.
+//!
+//! It never prints, never parses arguments, never reads the environment. `ARCHITECTURE.md`
+//! beside this crate is the map.
+#![warn(missing_docs)]
+
+pub mod archive;
+pub mod backup;
+pub mod cancel;
+pub mod codec;
+pub mod device;
+pub mod diff;
+pub mod error;
+pub mod inspect;
+pub mod io;
+pub mod observe;
+pub mod options;
+pub mod pipeline;
+pub mod report;
+pub mod source;

@@ -1,0 +1,238 @@
+//! What a caller may choose, with the defaults and the permitted ranges.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::cancel::Cancel;
+use crate::observe::{Observer, Silent};
+
+/// Which I/O engine to run on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IoEngine {
+    /// io_uring where the kernel grants it, plain reads and writes elsewhere (said once).
+    #[default]
+    Auto,
+    /// io_uring, or fail saying why it is unavailable.
+    Uring,
+    /// Plain positional reads and writes on a small pool of threads.
+    Blocking,
+}
+
+/// What every operation is given: resources, who watches, and how to stop it.
+#[derive(Clone)]
+pub struct Context {
+    /// The I/O engine.
+    pub io: IoEngine,
+    /// Worker threads; `None` is one per processor.
+    pub threads: Option<NonZeroUsize>,
+    /// Bound on buffers and tables, in bytes; default 256 MiB, at least 64 MiB.
+    pub memory_bytes: u64,
+    /// Bound on the rate of source (backup) or target (restore) bytes per second.
+    pub limit_bytes_per_s: Option<u64>,
+    /// Who watches.
+    pub observer: Arc<dyn Observer>,
+    /// How to stop it.
+    pub cancel: Cancel,
+}
+
+/// Default of [`Context::memory_bytes`].
+pub const MEMORY_BYTES_DEFAULT: u64 = 256 << 20;
+/// Least value of [`Context::memory_bytes`].
+pub const MEMORY_BYTES_MIN: u64 = 64 << 20;
+
+impl Default for Context {
+    fn default() -> Self {
+        Context {
+            io: IoEngine::Auto,
+            threads: None,
+            memory_bytes: MEMORY_BYTES_DEFAULT,
+            limit_bytes_per_s: None,
+            observer: Arc::new(Silent),
+            cancel: Cancel::new(),
+        }
+    }
+}
+
+impl Context {
+    /// The number of worker threads to start.
+    pub fn worker_count(&self) -> usize {
+        self.threads
+            .or_else(|| std::thread::available_parallelism().ok())
+            .map_or(1, NonZeroUsize::get)
+    }
+}
+
+/// How to compress new chunks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// Move the level so that the whole is fastest.
+    #[default]
+    Auto,
+    /// Do not compress.
+    Store,
+    /// zstd at this level, -131072..=22.
+    Zstd(i32),
+}
+
+/// Which snapshot is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selector {
+    /// The newest but `n`.
+    Latest(u64),
+    /// Lower-case hexadecimal prefix of an id, unique in the archive.
+    IdPrefix(String),
+    /// The newest whose time lies in this range of nanoseconds since 1970-01-01 UTC.
+    TimeRange(std::ops::Range<i64>),
+}
+
+/// Which snapshot new chunks are compared with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ParentChoice {
+    /// Per volume, the newest snapshot that holds a volume of the same name.
+    #[default]
+    Auto,
+    /// None: still deduplicated, but no change source and no comparison by position.
+    None,
+    /// This one; an error if it lacks one of the volumes.
+    Snapshot(Selector),
+}
+
+/// Who is asked what changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Changes {
+    /// The best source the volume has.
+    #[default]
+    Auto,
+    /// Nobody: read everything and compare.
+    Full,
+    /// The change source of this kind, or fail.
+    Kind(String),
+}
+
+/// What to do about sectors of the source that fail to read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnReadError {
+    /// Fail the backup, naming the range.
+    #[default]
+    Fail,
+    /// Record the range in the snapshot and go on.
+    Record,
+}
+
+/// One volume to back up.
+#[derive(Clone, Debug)]
+pub struct SourceRequest {
+    /// The volume's name in the archive; unique within the snapshot, 1..=255 bytes.
+    pub name: String,
+    /// The block device or file.
+    pub path: PathBuf,
+}
+
+/// Where an archive is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ArchiveHome {
+    /// One file.
+    File(PathBuf),
+    /// Standard output: one fresh archive, written front to back.
+    Stdout,
+}
+
+/// A backup to make.
+#[derive(Clone, Debug)]
+pub struct BackupRequest {
+    /// The volumes of the snapshot, at least one.
+    pub sources: Vec<SourceRequest>,
+    /// Where to write; created if missing.
+    pub archive: ArchiveHome,
+    /// What to compare with.
+    pub parent: ParentChoice,
+    /// Who is asked what changed.
+    pub changes: Changes,
+    /// Share of "unchanged" chunks that are re-read and compared, 0.0..=1.0.
+    pub audit_share: f64,
+    /// How to compress.
+    pub compression: Compression,
+    /// Chunk length in bytes: a power of two, 4 KiB..=1 MiB. `None`: as the parent, or 64 KiB.
+    pub chunk_len: Option<u32>,
+    /// Small files to store with the snapshot: name and path.
+    pub attach: Vec<(String, PathBuf)>,
+    /// Free key/value pairs.
+    pub tags: BTreeMap<String, String>,
+    /// What to do about unreadable sectors.
+    pub on_read_error: OnReadError,
+    /// Do everything but write.
+    pub dry_run: bool,
+}
+
+/// Whether a restore compares before it writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Delta {
+    /// When a sample of the target looks like an older copy of the volume.
+    #[default]
+    Auto,
+    /// Always compare first.
+    On,
+    /// Never: write everything.
+    Off,
+}
+
+/// What a restore does about chunks the archive can no longer give.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnDamage {
+    /// Fail, naming the ranges.
+    #[default]
+    Fail,
+    /// Write zeroes there, go on, and report.
+    Zero,
+}
+
+/// Where one volume goes.
+#[derive(Clone, Debug)]
+pub struct TargetRequest {
+    /// The volume's name; `None` when the snapshot has only one.
+    pub name: Option<String>,
+    /// The block device or file.
+    pub path: PathBuf,
+}
+
+/// A restore to do.
+#[derive(Clone, Debug)]
+pub struct RestoreRequest {
+    /// The archive's file.
+    pub archive: PathBuf,
+    /// Which snapshot.
+    pub snapshot: Selector,
+    /// Where its volumes go, at least one.
+    pub targets: Vec<TargetRequest>,
+    /// Allow a target that holds data.
+    pub overwrite: bool,
+    /// Compare first and write only what differs.
+    pub delta: Delta,
+    /// Read the target again and prove it.
+    pub read_back: bool,
+    /// Release unused space of the target first; never trusted to zero anything.
+    pub discard: bool,
+    /// What to do about damage.
+    pub on_damage: OnDamage,
+    /// Check everything, write nothing.
+    pub dry_run: bool,
+    /// A directory for the notes that make a restore to a device resumable.
+    pub state_dir: PathBuf,
+}
+
+/// A verification to do.
+#[derive(Clone, Debug)]
+pub struct VerifyRequest {
+    /// The archive's file.
+    pub archive: PathBuf,
+    /// Only what this snapshot needs; `None` is the whole archive.
+    pub snapshot: Option<Selector>,
+    /// Stored bytes only: checksums, no decompression.
+    pub stored: bool,
+    /// Percentage of segments to read, 0.0..=100.0; `None` is all.
+    pub sample_percent: Option<f64>,
+    /// A file that remembers how far a verification came, to go on from there.
+    pub resume: Option<PathBuf>,
+}

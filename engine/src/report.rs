@@ -1,0 +1,306 @@
+//! What an operation found and did, as values. Field names are the JSON contract.
+
+use serde::Serialize;
+
+/// What a backup did.
+#[derive(Clone, Debug, Serialize)]
+pub struct BackupReport {
+    /// The new snapshot's id in hexadecimal; `None` for a dry run.
+    pub snapshot: Option<String>,
+    /// The parent's id, if there is one.
+    pub parent: Option<String>,
+    /// The archive's path, `-` for standard output.
+    pub archive: String,
+    /// One entry per volume, in the order asked.
+    pub volumes: Vec<VolumeBackup>,
+    /// Bytes appended to the archive.
+    pub stored_bytes: u64,
+    /// Stored bytes an interrupted run had sealed, taken over by this one.
+    pub resumed_bytes: u64,
+    /// Seconds from start to end.
+    pub elapsed_s: f64,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// What a backup did with one volume.
+#[derive(Clone, Debug, Serialize)]
+pub struct VolumeBackup {
+    /// The volume's name.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its chunk length in bytes.
+    pub chunk_size: u32,
+    /// The root of its map in hexadecimal.
+    pub root: String,
+    /// Who told what changed.
+    pub change_source: String,
+    /// Why a better change source was not used, if so.
+    pub degraded: Option<String>,
+    /// Bytes read from the source.
+    pub read_bytes: u64,
+    /// Bytes of chunks that differ from the parent's (all, without a parent).
+    pub changed_bytes: u64,
+    /// Bytes of chunks that are zero.
+    pub zero_bytes: u64,
+    /// Bytes of chunks the archive did not hold.
+    pub new_bytes: u64,
+    /// Bytes of chunks the archive already held.
+    pub reused_bytes: u64,
+    /// Bytes of "unchanged" chunks that the audit re-read.
+    pub audited_bytes: u64,
+    /// Ranges that could not be read.
+    pub unreadable: Vec<ByteRange>,
+}
+
+/// A range of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ByteRange {
+    /// First byte.
+    pub offset: u64,
+    /// How many.
+    pub length: u64,
+}
+
+/// What a restore did.
+#[derive(Clone, Debug, Serialize)]
+pub struct RestoreReport {
+    /// The snapshot's id.
+    pub snapshot: String,
+    /// One entry per volume, in the order asked.
+    pub volumes: Vec<VolumeRestore>,
+    /// Whether the target was read again and proven equal.
+    pub read_back: bool,
+    /// Seconds from start to end.
+    pub elapsed_s: f64,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// What a restore did with one volume.
+#[derive(Clone, Debug, Serialize)]
+pub struct VolumeRestore {
+    /// The volume's name.
+    pub name: String,
+    /// The target's path.
+    pub target: String,
+    /// The volume's size in bytes.
+    pub size: u64,
+    /// Bytes written as data.
+    pub written_bytes: u64,
+    /// Bytes zeroed.
+    pub zeroed_bytes: u64,
+    /// Bytes proven equal and not written.
+    pub kept_bytes: u64,
+    /// The root of the volume's map.
+    pub root: String,
+    /// How zero ranges were made.
+    pub zero_method: String,
+    /// Ranges the source could not give when the backup was made; zero on the target.
+    pub unreadable: Vec<ByteRange>,
+    /// Ranges the archive could not give; zero on the target.
+    pub damaged: Vec<ByteRange>,
+}
+
+/// What a verification found.
+#[derive(Clone, Debug, Serialize)]
+pub struct VerifyReport {
+    /// The archive's path.
+    pub archive: String,
+    /// Whether everything that was looked at is whole.
+    pub ok: bool,
+    /// Snapshots looked at.
+    pub snapshots: u64,
+    /// Segments looked at.
+    pub segments: u64,
+    /// Frames looked at.
+    pub frames: u64,
+    /// Stored bytes looked at.
+    pub bytes: u64,
+    /// Bytes behind the last commit: an interrupted run's, not part of any snapshot.
+    pub uncommitted_bytes: u64,
+    /// Everything that is damaged.
+    pub damaged: Vec<Damage>,
+    /// Seconds from start to end.
+    pub elapsed_s: f64,
+}
+
+/// One damaged place.
+#[derive(Clone, Debug, Serialize)]
+pub struct Damage {
+    /// Which structure: `header`, `segment`, `frame`, `table`, `index`, `commit`, `map`, `chunk`.
+    pub structure: String,
+    /// Where in the archive, in bytes.
+    pub offset: u64,
+    /// How long.
+    pub length: u64,
+    /// What is wrong.
+    pub error: String,
+    /// What it costs.
+    pub affects: Vec<Affected>,
+}
+
+/// A range of a volume of a snapshot that a damage makes unrestorable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Affected {
+    /// The snapshot's id.
+    pub snapshot: String,
+    /// The volume's name.
+    pub volume: String,
+    /// First byte in the volume.
+    pub offset: u64,
+    /// How many bytes.
+    pub length: u64,
+}
+
+/// What an archive holds.
+#[derive(Clone, Debug, Serialize)]
+pub struct ListReport {
+    /// The archive's path.
+    pub archive: String,
+    /// Its snapshots, newest last.
+    pub snapshots: Vec<SnapshotSummary>,
+}
+
+/// One snapshot, in short.
+#[derive(Clone, Debug, Serialize)]
+pub struct SnapshotSummary {
+    /// Its id.
+    pub id: String,
+    /// When it was made: RFC 3339 in UTC.
+    pub time: String,
+    /// Nanoseconds since 1970-01-01 UTC.
+    pub time_ns: i64,
+    /// Its parent's id, if it has one.
+    pub parent: Option<String>,
+    /// Its volumes.
+    pub volumes: Vec<VolumeSummary>,
+    /// Its tags.
+    pub tags: std::collections::BTreeMap<String, String>,
+    /// Bytes its commit added to the archive.
+    pub stored_bytes: u64,
+}
+
+/// One volume of a snapshot, in short.
+#[derive(Clone, Debug, Serialize)]
+pub struct VolumeSummary {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// The root of its map.
+    pub root: String,
+}
+
+/// One snapshot, whole.
+#[derive(Clone, Debug, Serialize)]
+pub struct ShowReport {
+    /// The archive's path.
+    pub archive: String,
+    /// The summary's fields.
+    #[serde(flatten)]
+    pub summary: SnapshotSummary,
+    /// The host it was made on.
+    pub host: String,
+    /// The program that made it.
+    pub program: String,
+    /// Its volumes with all details.
+    pub details: Vec<VolumeDetail>,
+    /// Its attached files: name and size.
+    pub attached: Vec<AttachedSummary>,
+}
+
+/// One volume of a snapshot, whole.
+#[derive(Clone, Debug, Serialize)]
+pub struct VolumeDetail {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its chunk length in bytes.
+    pub chunk_size: u32,
+    /// The root of its map.
+    pub root: String,
+    /// What it was read from.
+    pub source: String,
+    /// Who told what changed.
+    pub change_source: String,
+    /// The proof, as recorded.
+    pub proof: std::collections::BTreeMap<String, String>,
+    /// Why a better change source was not used.
+    pub degraded: Option<String>,
+    /// Ranges that could not be read.
+    pub unreadable: Vec<ByteRange>,
+}
+
+/// One attached file.
+#[derive(Clone, Debug, Serialize)]
+pub struct AttachedSummary {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// What differs between two snapshots, one entry per volume.
+#[derive(Clone, Debug, Serialize)]
+pub struct DiffReport {
+    /// The volume's name.
+    pub volume: String,
+    /// The chunk length, the granularity of the extents.
+    pub chunk_size: u32,
+    /// What changed, sorted and merged.
+    pub extents: Vec<DiffExtent>,
+}
+
+/// One changed extent, as it is in the newer snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct DiffExtent {
+    /// First byte.
+    pub offset: u64,
+    /// How many.
+    pub length: u64,
+    /// What the newer snapshot has there: `data` or `zero`.
+    pub kind: &'static str,
+}
+
+/// The log as it lies.
+#[derive(Clone, Debug, Serialize)]
+pub struct InspectReport {
+    /// The archive's path.
+    pub archive: String,
+    /// Bytes in the file.
+    pub file_len: u64,
+    /// The archive's id.
+    pub archive_id: String,
+    /// The format version.
+    pub format_version: u16,
+    /// Names of the features in use.
+    pub features: Vec<String>,
+    /// When it was made: RFC 3339 in UTC.
+    pub created: String,
+    /// The records in order.
+    pub records: Vec<InspectRecord>,
+    /// Bytes behind the last commit.
+    pub uncommitted_bytes: u64,
+}
+
+/// One record of the log.
+#[derive(Clone, Debug, Serialize)]
+pub struct InspectRecord {
+    /// `header`, `data`, `index`, `commit`, or `tail` for what follows the last commit.
+    pub kind: String,
+    /// Where it starts.
+    pub offset: u64,
+    /// How long it is.
+    pub length: u64,
+    /// Its sequence number.
+    pub sequence: u64,
+    /// Frames (data), entries (index), or runs (commit).
+    pub items: u64,
+    /// What it holds, in words.
+    pub note: String,
+    /// What is wrong with it, if anything is.
+    pub error: Option<String>,
+}

@@ -1,0 +1,91 @@
+//! Volumes to be read, and who knows what changed in them.
+//!
+//! A [`View`] is a volume at one instant. A [`ChangeSource`] says which parts of a view differ
+//! from the view of an earlier snapshot; it is a hint with a proof: it is believed only where the
+//! identities that the earlier snapshot recorded are found unchanged, and even then a random
+//! sample of what it calls unchanged is read and compared.
+
+pub mod file;
+pub mod memory;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::device::Extents;
+
+/// The identities that bind a change source's word to one base and one target. Stored in the
+/// manifest; compared, never interpreted, by anyone but the change source itself.
+pub type Proof = BTreeMap<String, String>;
+
+/// A volume at one instant.
+pub struct View {
+    /// Its name in the archive.
+    pub name: String,
+    /// What it is read from, for people.
+    pub description: String,
+    /// Its bytes.
+    pub device: Arc<dyn Extents>,
+    /// Its size in bytes at that instant.
+    pub size: u64,
+    /// Who knows what changed, if anybody.
+    pub change_source: Option<Arc<dyn ChangeSource>>,
+}
+
+/// What became of a range since the base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It may differ.
+    Changed,
+    /// It is the same, says the source.
+    Unchanged,
+    /// It reads as zeroes now.
+    Zero,
+}
+
+/// A range of a view and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangedExtent {
+    /// Bytes of the view.
+    pub range: Range<u64>,
+    /// What became of them.
+    pub change: Change,
+}
+
+/// Why a change source is not to be used for this base; said to the user as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Degraded(pub String);
+
+/// Who knows what changed.
+pub trait ChangeSource: Send + Sync {
+    /// Its kind, as reports and `--changes` call it.
+    fn kind(&self) -> &'static str;
+
+    /// The identities of this view, for the next backup to find unchanged.
+    fn proof(&self) -> Proof;
+
+    /// What became of the view's bytes since the view whose proof is `base` and whose size was
+    /// `base_size`: ascending, from 0 to the view's size without gaps or overlaps.
+    ///
+    /// # Errors
+    /// `Degraded` if the identities do not fit or the source cannot tell.
+    fn changes(&self, base: &Proof, base_size: u64) -> Result<Vec<ChangedExtent>, Degraded>;
+}
+
+/// Checks what a change source said: it must cover the view exactly.
+///
+/// # Errors
+/// `Degraded`, naming the place.
+pub fn check_coverage(extents: &[ChangedExtent], size: u64) -> Result<(), Degraded> {
+    let mut end = 0;
+    for extent in extents {
+        if extent.range.start != end || extent.range.end <= end {
+            return Err(Degraded(format!("the change list has a gap or an overlap at {end:#x}")));
+        }
+        end = extent.range.end;
+    }
+    match end == size {
+        true => Ok(()),
+        false => Err(Degraded(format!("the change list covers {end} of {size} bytes"))),
+    }
+}

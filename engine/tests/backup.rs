@@ -1,0 +1,275 @@
+//! Backups into memory: what is stored, what is stored again, and what the map says.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use voltar_engine::archive::Home;
+use voltar_engine::archive::index::Index;
+use voltar_engine::archive::open::Archive;
+use voltar_engine::archive::store::Store;
+use voltar_engine::backup;
+use voltar_engine::device::Device;
+use voltar_engine::device::memory::MemoryDevice;
+use voltar_engine::error::ErrorKind;
+use voltar_engine::options::{
+    ArchiveHome, BackupRequest, Changes, Compression, Context, OnReadError, ParentChoice, Selector,
+};
+use voltar_engine::report::BackupReport;
+use voltar_engine::source::memory::MemoryChanges;
+use voltar_engine::source::{ChangeSource, ChangedExtent, Degraded, Proof, View};
+use voltar_format::frame::ItemKind;
+use voltar_format::map::Entry;
+use voltar_format::walk::Cursor;
+
+fn request() -> BackupRequest {
+    BackupRequest {
+        sources: Vec::new(),
+        archive: ArchiveHome::File("memory".into()),
+        parent: ParentChoice::Auto,
+        changes: Changes::Auto,
+        audit_share: 0.01,
+        compression: Compression::Zstd(1),
+        chunk_len: Some(4096),
+        attach: Vec::new(),
+        tags: BTreeMap::new(),
+        on_read_error: OnReadError::Fail,
+        dry_run: false,
+    }
+}
+
+fn home() -> Arc<MemoryDevice> {
+    Arc::new(MemoryDevice::new(0).growing())
+}
+
+fn view(bytes: &[u8], changes: Option<Arc<dyn ChangeSource>>) -> View {
+    View {
+        name: "disk".into(),
+        description: "memory".into(),
+        device: Arc::new(MemoryDevice::from_bytes(bytes)),
+        size: bytes.len() as u64,
+        change_source: changes,
+    }
+}
+
+fn back_up(home: &Arc<MemoryDevice>, view: View, request: &BackupRequest) -> BackupReport {
+    let home: Arc<dyn Home> = Arc::clone(home) as _;
+    backup::run_in(request, &[view], home, &Context::default()).unwrap()
+}
+
+/// The volume's bytes, from its map alone.
+fn read_back(home: &Arc<MemoryDevice>, back: u64) -> Vec<u8> {
+    let archive = Archive::open(Arc::clone(home) as _).unwrap();
+    let snapshot = archive.select(&Selector::Latest(back)).unwrap();
+    let volume = &snapshot.manifest.volumes[0];
+    let runs = archive.last.as_ref().unwrap().runs.clone();
+    let index = Index::new(Arc::clone(&archive.home), runs);
+    let mut store = Store::new(Arc::clone(&archive.home), index).unwrap();
+    let shape = volume.shape().unwrap();
+    let mut cursor = Cursor::new(shape, volume.root);
+    let mut bytes = Vec::new();
+    while let Some(run) = cursor.next_run(&mut store).unwrap() {
+        match run.entry {
+            Entry::Data(id) | Entry::Partial(id) => {
+                bytes.extend(store.item(&id, ItemKind::Chunk).unwrap());
+            }
+            Entry::Zero | Entry::Unreadable => {
+                let len = shape.chunk_range(voltar_format::ChunkIndex(run.chunks.end - 1)).end;
+                bytes.resize(len as usize, 0);
+            }
+        }
+    }
+    bytes
+}
+
+/// Compressible, but no two chunks alike.
+fn content(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|at| ((at / 7) as u8).wrapping_mul(31) ^ (at / 4096) as u8 ^ seed).collect()
+}
+
+#[test]
+fn what_goes_in_comes_out() {
+    for len in [1, 511, 4096, 4097, 1_000_003, 5 << 20] {
+        let home = home();
+        let bytes = content(len, 1);
+        let report = back_up(&home, view(&bytes, None), &request());
+        assert_eq!(report.volumes[0].size, len as u64);
+        assert_eq!(read_back(&home, 0), bytes, "{len} bytes");
+    }
+}
+
+#[test]
+fn the_second_backup_stores_what_changed() {
+    let home = home();
+    let mut bytes = content(8 << 20, 1);
+    bytes[3 << 20..5 << 20].fill(0);
+    let first = back_up(&home, view(&bytes, None), &request());
+    assert_eq!(first.volumes[0].zero_bytes, 2 << 20);
+    let old = bytes.clone();
+    bytes[100] ^= 1;
+    bytes[4 << 20] = 9;
+    bytes[6 << 20..(6 << 20) + 4096].fill(0);
+    let second = back_up(&home, view(&bytes, None), &request());
+    assert_eq!(second.parent, first.snapshot);
+    assert_eq!(second.volumes[0].changed_bytes, 3 * 4096);
+    assert_eq!(second.volumes[0].new_bytes, 2 * 4096);
+    assert!(second.stored_bytes < 100_000, "{} bytes stored", second.stored_bytes);
+    assert_eq!(read_back(&home, 0), bytes);
+    assert_eq!(read_back(&home, 1), old);
+    let third = back_up(&home, view(&bytes, None), &request());
+    assert_eq!(third.volumes[0].changed_bytes, 0);
+    assert_eq!(third.volumes[0].root, second.volumes[0].root);
+}
+
+#[test]
+fn a_change_source_spares_reading() {
+    let home = home();
+    let mut bytes = content(8 << 20, 1);
+    let changes = Arc::new(MemoryChanges::new("disk-1", bytes.len() as u64));
+    changes.snapshot();
+    back_up(&home, view(&bytes, Some(changes.clone())), &request());
+    bytes[5_000_000] ^= 1;
+    changes.wrote(5_000_000..5_000_001);
+    changes.snapshot();
+    let report = back_up(&home, view(&bytes, Some(changes)), &request());
+    let volume = &report.volumes[0];
+    assert_eq!((volume.change_source.as_str(), &volume.degraded), ("memory", &None));
+    assert_eq!((volume.read_bytes, volume.changed_bytes), (4096, 4096));
+    assert!(volume.audited_bytes >= 4096);
+    assert_eq!(read_back(&home, 0), bytes);
+}
+
+#[test]
+fn another_identity_degrades_to_reading_everything() {
+    let home = home();
+    let bytes = content(1 << 20, 1);
+    let one = Arc::new(MemoryChanges::new("disk-1", bytes.len() as u64));
+    back_up(&home, view(&bytes, Some(one)), &request());
+    let other = Arc::new(MemoryChanges::new("disk-2", bytes.len() as u64));
+    let report = back_up(&home, view(&bytes, Some(other.clone())), &request());
+    let volume = &report.volumes[0];
+    assert_eq!(volume.change_source, "none");
+    assert!(volume.degraded.as_ref().unwrap().contains("another volume"));
+    assert_eq!(volume.read_bytes, 1 << 20);
+    // Who insists on the change source gets an error instead.
+    let request = BackupRequest { changes: Changes::Kind("memory".into()), ..request() };
+    let third = Arc::new(MemoryChanges::new("disk-3", bytes.len() as u64));
+    let home: Arc<dyn Home> = home;
+    let outcome =
+        backup::run_in(&request, &[view(&bytes, Some(third))], home, &Context::default());
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Unsupported);
+}
+
+/// Says that nothing changed, whatever happened.
+struct Liar;
+
+impl ChangeSource for Liar {
+    fn kind(&self) -> &'static str {
+        "liar"
+    }
+    fn proof(&self) -> Proof {
+        Proof::new()
+    }
+    fn changes(&self, _: &Proof, base_size: u64) -> Result<Vec<ChangedExtent>, Degraded> {
+        let change = voltar_engine::source::Change::Unchanged;
+        Ok(vec![ChangedExtent { range: 0..base_size, change }])
+    }
+}
+
+#[test]
+fn the_audit_finds_a_liar_and_reads_everything() {
+    let home = home();
+    let bytes = content(2 << 20, 1);
+    back_up(&home, view(&bytes, Some(Arc::new(Liar))), &request());
+    let changed = content(2 << 20, 2);
+    let report = back_up(&home, view(&changed, Some(Arc::new(Liar))), &request());
+    let volume = &report.volumes[0];
+    assert_eq!(volume.change_source, "none");
+    assert!(volume.degraded.as_ref().unwrap().contains("liar"), "{volume:?}");
+    assert_eq!(report.warnings.len(), 1);
+    assert_eq!(read_back(&home, 0), changed);
+}
+
+#[test]
+fn a_changed_list_with_a_gap_is_not_believed() {
+    struct Gap;
+    impl ChangeSource for Gap {
+        fn kind(&self) -> &'static str {
+            "gap"
+        }
+        fn proof(&self) -> Proof {
+            Proof::new()
+        }
+        fn changes(&self, _: &Proof, size: u64) -> Result<Vec<ChangedExtent>, Degraded> {
+            let change = voltar_engine::source::Change::Unchanged;
+            Ok(vec![ChangedExtent { range: 4096..size, change }])
+        }
+    }
+    let home = home();
+    let bytes = content(1 << 20, 1);
+    back_up(&home, view(&bytes, Some(Arc::new(Gap))), &request());
+    let report = back_up(&home, view(&bytes, Some(Arc::new(Gap))), &request());
+    assert!(report.volumes[0].degraded.as_ref().unwrap().contains("gap"));
+}
+
+#[test]
+fn a_resized_volume_keeps_what_it_shares() {
+    let home = home();
+    let bytes = content((4 << 20) + 100, 1);
+    back_up(&home, view(&bytes, None), &request());
+    let grown = content((6 << 20) + 7, 1);
+    let report = back_up(&home, view(&grown, None), &request());
+    assert_eq!(read_back(&home, 0), grown);
+    assert!(report.volumes[0].changed_bytes <= (2 << 20) + 4096 + 7);
+    let shrunk = &bytes[..1_000_001];
+    back_up(&home, view(shrunk, None), &request());
+    assert_eq!(read_back(&home, 0), shrunk);
+    assert_eq!(read_back(&home, 2), bytes);
+}
+
+#[test]
+fn a_sixteen_tebibyte_hole_costs_nothing() {
+    let device = MemoryDevice::new(16 << 40);
+    device.write_at(b"far out", (9 << 40) + 12345).unwrap();
+    let home = home();
+    let view = View {
+        name: "disk".into(),
+        description: "memory".into(),
+        device: Arc::new(device),
+        size: 16 << 40,
+        change_source: None,
+    };
+    let request = BackupRequest { chunk_len: None, ..request() };
+    let report = back_up(&home, view, &request);
+    assert!(report.volumes[0].read_bytes <= 1 << 20);
+    assert!(report.stored_bytes < 200_000);
+}
+
+#[test]
+fn a_dry_run_writes_nothing() {
+    let home = home();
+    let bytes = content(1 << 20, 1);
+    let dry = BackupRequest { dry_run: true, ..request() };
+    let report = back_up(&home, view(&bytes, None), &dry);
+    assert_eq!((report.snapshot, home.len().unwrap()), (None, 0));
+    back_up(&home, view(&bytes, None), &request());
+    let len = home.len().unwrap();
+    let report = back_up(&home, view(&content(1 << 20, 2), None), &dry);
+    assert_eq!((report.volumes[0].new_bytes, home.len().unwrap()), (1 << 20, len));
+}
+
+#[test]
+fn an_interrupted_run_leaves_the_archive_as_it_was() {
+    let home = home();
+    let bytes = content(1 << 20, 1);
+    back_up(&home, view(&bytes, None), &request());
+    let context = Context::default();
+    context.cancel.raise();
+    let other: Arc<dyn Home> = Arc::clone(&home) as _;
+    let outcome =
+        backup::run_in(&request(), &[view(&content(1 << 20, 2), None)], other, &context);
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Interrupted);
+    assert_eq!(read_back(&home, 0), bytes);
+    back_up(&home, view(&content(1 << 20, 2), None), &request());
+    assert_eq!(read_back(&home, 0), content(1 << 20, 2));
+    assert_eq!(read_back(&home, 1), bytes);
+}
