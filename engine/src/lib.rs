@@ -6,6 +6,7 @@
 
 pub mod archive;
 pub mod backup;
+pub mod bench;
 pub mod cancel;
 pub mod codec;
 pub mod device;
@@ -17,4 +18,6 @@ pub mod observe;
 pub mod options;
 pub mod pipeline;
 pub mod report;
+pub mod restore;
 pub mod source;
+pub mod verify;

@@ -154,8 +154,7 @@ fn another_identity_degrades_to_reading_everything() {
     let request = BackupRequest { changes: Changes::Kind("memory".into()), ..request() };
     let third = Arc::new(MemoryChanges::new("disk-3", bytes.len() as u64));
     let home: Arc<dyn Home> = home;
-    let outcome =
-        backup::run_in(&request, &[view(&bytes, Some(third))], home, &Context::default());
+    let outcome = backup::run_in(&request, &[view(&bytes, Some(third))], home, &Context::default());
     assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Unsupported);
 }
 
@@ -265,8 +264,7 @@ fn an_interrupted_run_leaves_the_archive_as_it_was() {
     let context = Context::default();
     context.cancel.raise();
     let other: Arc<dyn Home> = Arc::clone(&home) as _;
-    let outcome =
-        backup::run_in(&request(), &[view(&content(1 << 20, 2), None)], other, &context);
+    let outcome = backup::run_in(&request(), &[view(&content(1 << 20, 2), None)], other, &context);
     assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Interrupted);
     assert_eq!(read_back(&home, 0), bytes);
     back_up(&home, view(&content(1 << 20, 2), None), &request());

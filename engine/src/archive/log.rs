@@ -14,6 +14,9 @@ use crate::options::IoEngine;
 /// Bytes per write.
 pub const WRITE_LEN: usize = 1 << 20;
 
+/// Shorter buffers are copied: a write of their own would cost more.
+const WHOLE_LEN_MIN: usize = 256 << 10;
+
 /// Where the stream goes.
 enum Sink {
     Home(HomeSink),
@@ -96,6 +99,24 @@ impl LogWriter {
         Ok(())
     }
 
+    /// Appends the first `len` bytes of a buffer. Where the home takes writes of any length and
+    /// place as they come (it is not written directly), the buffer itself is written and no byte
+    /// is copied.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append).
+    pub fn append_buffer(&mut self, buffer: Buffer, len: usize) -> Result<()> {
+        match &mut self.sink {
+            Sink::Home(sink) if !sink.home.geometry().direct && len >= WHOLE_LEN_MIN => {
+                sink.submit()?;
+                sink.send(buffer, len)?;
+                self.position += len as u64;
+                Ok(())
+            }
+            _ => self.append(&buffer[..len]),
+        }
+    }
+
     /// Waits until everything appended can be read back.
     ///
     /// # Errors
@@ -171,6 +192,11 @@ impl HomeSink {
             return Ok(());
         };
         let len = buffer.len();
+        self.send(buffer, len)
+    }
+
+    /// Writes the first `len` bytes of `buffer` where the stream stands.
+    fn send(&mut self, buffer: Buffer, len: usize) -> Result<()> {
         self.token += 1;
         let kind = OpKind::Write { buffer, from: 0, len };
         let mut op = Op { token: self.token, kind, offset: self.buffer_start };

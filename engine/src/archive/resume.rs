@@ -18,8 +18,8 @@ use super::index::{Fresh, Index, Place};
 use super::open::{Archive, length};
 use super::session::Beginning;
 use super::{format_error, read_exact};
-use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
+use crate::options::Context;
 
 /// A record behind the last commit that is whole.
 pub enum Whole {
@@ -55,7 +55,7 @@ pub fn adopt(
     archive: &Archive,
     index: &Index,
     fresh: &Fresh,
-    cancel: &Cancel,
+    context: &Context,
 ) -> Result<Beginning> {
     let last = archive.last.as_ref();
     let mut beginning = Beginning {
@@ -67,7 +67,8 @@ pub fn adopt(
     };
     let end = length(&*archive.home)?;
     while let Some(whole) = whole_record(archive, beginning.position, end)? {
-        cancel.check()?;
+        context.cancel.check()?;
+        context.observer.advance(whole.footer().len);
         if whole.footer().sequence != beginning.sequence {
             break;
         }

@@ -22,14 +22,15 @@ use super::log::LogWriter;
 use super::open::Archive;
 use super::{Home, format_error};
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::buffer::Buffer;
 use crate::options::IoEngine;
 
 /// Items in the session's table at which they are written out as an index run. Each costs about
 /// 100 bytes of memory at worst.
 const SPILL_ITEMS: usize = 384 << 10;
 
-/// A merge takes in every run that has at most this many times the entries of those after it.
-const MERGE_FACTOR: u64 = 4;
+/// Runs of one size class that become one.
+const MERGE_RUNS: usize = 8;
 
 /// What a session appends to.
 pub struct Session {
@@ -155,14 +156,30 @@ impl Session {
     /// # Errors
     /// Of writing. A frame that does not decode is a defect of ours and an error, never stored.
     pub fn append_frame(&mut self, head: &[u8], payload: &[u8]) -> Result<()> {
+        self.begin_frame(head, payload)?;
+        self.log.append(payload)?;
+        self.pad_to(FRAME_ALIGN as u64)
+    }
+
+    /// As [`append_frame`](Self::append_frame), for a payload that fills the first `len` bytes of
+    /// a buffer nobody needs any more.
+    ///
+    /// # Errors
+    /// As [`append_frame`](Self::append_frame).
+    pub fn append_frame_of(&mut self, head: &[u8], payload: Buffer, len: usize) -> Result<()> {
+        self.begin_frame(head, &payload[..len])?;
+        self.log.append_buffer(payload, len)?;
+        self.pad_to(FRAME_ALIGN as u64)
+    }
+
+    /// Makes room, remembers the frame, and appends its head.
+    fn begin_frame(&mut self, head: &[u8], payload: &[u8]) -> Result<()> {
         self.make_room(head, payload)?;
         let position = self.log.position();
-        self.log.append(head)?;
-        self.log.append(payload)?;
-        self.pad_to(FRAME_ALIGN as u64)?;
         let segment = self.segment.as_ref().map(|segment| segment.start);
         let start = segment.ok_or_else(|| internal("no segment is open"))?;
-        self.remember(head, payload, position, start)
+        self.remember(head, payload, position, start)?;
+        self.log.append(head)
     }
 
     /// Opens a segment if there is none, seals the one that is full.
@@ -283,8 +300,7 @@ impl Session {
         Ok(())
     }
 
-    /// Keeps the number of runs logarithmic: while the last run is not much smaller than the one
-    /// before it, both become one. Needs to read what it wrote, which a pipe cannot.
+    /// Keeps the number of runs logarithmic. Needs to read what it wrote, which a pipe cannot.
     fn merge_runs(&mut self) -> Result<()> {
         let Some(home) = self.home.clone() else { return self.check_run_count() };
         let from = merge_from(&self.runs);
@@ -392,19 +408,24 @@ fn features_of(archive: &Archive) -> (u64, u64) {
     (header.0 | last.0, header.1 | last.1)
 }
 
-/// From which run on a merge pays: the longest tail whose every run has at most
-/// [`MERGE_FACTOR`] times the entries that follow it.
+/// From which run on a merge is due: the newest runs whose size class is no higher than the very
+/// newest one's, once there are [`MERGE_RUNS`] of them.
+///
+/// Each entry is rewritten at most once per class, so a log grows by few dead copies of its index,
+/// and there are fewer than `MERGE_RUNS` runs of each class.
 fn merge_from(runs: &[RunEntry]) -> usize {
-    let mut after = 0u64;
-    let mut from = runs.len();
-    for (number, run) in runs.iter().enumerate().rev() {
-        if number + 1 < runs.len() && run.entry_count > after.saturating_mul(MERGE_FACTOR) {
-            break;
-        }
-        after = after.saturating_add(run.entry_count);
-        from = number;
+    let Some(newest) = runs.last() else { return 0 };
+    let class = size_class(newest);
+    let tail = runs.iter().rev().take_while(|run| size_class(run) <= class).count();
+    match tail >= MERGE_RUNS {
+        true => runs.len() - tail,
+        false => runs.len(),
     }
-    from
+}
+
+/// The size class of a run: how often its entries can be divided by [`MERGE_RUNS`].
+fn size_class(run: &RunEntry) -> u32 {
+    run.entry_count.max(1).ilog(MERGE_RUNS as u64)
 }
 
 /// A header for a new archive.
@@ -442,21 +463,24 @@ mod tests {
 
     #[test]
     fn merges_keep_the_number_of_runs_logarithmic() {
-        assert_eq!(merge_from(&[run(1000), run(100)]), 1);
-        assert_eq!(merge_from(&[run(400), run(100)]), 0);
-        assert_eq!(merge_from(&[run(1000), run(300), run(100), run(1)]), 3);
-        let mut runs: Vec<RunEntry> = Vec::new();
-        let mut written = 0;
-        for _ in 0..10_000 {
-            runs.push(run(100));
+        let seven = vec![run(100); 7];
+        assert_eq!(merge_from(&seven), 7);
+        assert_eq!(merge_from(&vec![run(100); 8]), 0);
+        let behind_a_large_one = [vec![run(1_000_000)], vec![run(100); 8]].concat();
+        assert_eq!(merge_from(&behind_a_large_one), 1);
+        let (mut runs, mut written): (Vec<RunEntry>, u64) = (Vec::new(), 0);
+        for step in 0..20_000u64 {
+            let size = if step % 9 == 0 { 5000 } else { 100 };
+            runs.push(run(size));
             let from = merge_from(&runs);
             if from + 1 < runs.len() {
                 let sum = runs.split_off(from).iter().map(|run| run.entry_count).sum();
                 written += sum;
                 runs.push(run(sum));
             }
-            assert!(runs.len() <= 9, "{} runs", runs.len());
+            assert!(runs.len() <= 7 * 8, "{} runs", runs.len());
         }
-        assert!(written < 10_000 * 100 * 30, "{written} entries rewritten");
+        let total: u64 = runs.iter().map(|run| run.entry_count).sum();
+        assert!(written < total * 7, "{written} entries rewritten for {total}");
     }
 }

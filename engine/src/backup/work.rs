@@ -157,7 +157,9 @@ fn work_data(shared: &Shared, encoder: &mut Encoder, gauge: &Gauge, data: Data) 
         let bad = overlap(&unreadable, base + at as u64..base + end as u64);
         let (entry, is_new) = judge(shared, &buffer[at..end], before, bad, &mut counts)?;
         if let (true, Some(id)) = (is_new, entry.id()) {
-            buffer.copy_within(at..end, gathered);
+            if at != gathered {
+                buffer.copy_within(at..end, gathered);
+            }
             gathered += end - at;
             fresh.push(ChunkEntry {
                 id: *id,

@@ -127,7 +127,10 @@ impl<'a> Backup<'a> {
             }
         };
         let sizes = Sizes::of(context);
-        let pool = BufferPool::new(sizes.items, READ_LEN as usize)
+        // Buffers that are being written stay out until somebody appends again: with as many more
+        // as there may be writes in flight, the reader never waits for those.
+        let buffers = sizes.items + WRITE_DEPTH as usize;
+        let pool = BufferPool::new(buffers, READ_LEN as usize)
             .map_err(|error| Error::io("cannot allocate", "read buffers", error))?;
         let parent = parents.iter().flatten().next().map(|parent| parent.snapshot.clone());
         let report = empty_report(request, parent, resumed_bytes);
@@ -437,7 +440,7 @@ fn home_session(
             .observer
             .notice("the last commit had lost one of its two copies; it was written again");
     }
-    let beginning = adopt(archive, &index, fresh, &context.cancel)?;
+    let beginning = adopt(archive, &index, fresh, context)?;
     let resumed = beginning.position.0 - end;
     if resumed > 0 {
         let text = format!("an interrupted run left {resumed} bytes of sealed work; using them");
@@ -634,8 +637,7 @@ impl VolumeWriter {
     ) -> Result<()> {
         let Work { result, frame, counts, unreadable } = work;
         if let Some(frame) = frame {
-            session.append_frame(&frame.head, frame.payload())?;
-            recycle(frame, vectors);
+            append(session, frame, vectors)?;
         }
         self.add(counts);
         self.unreadable.extend(unreadable);
@@ -726,9 +728,15 @@ impl VolumeWriter {
     }
 }
 
-fn recycle(frame: NewFrame, vectors: &Vectors) {
-    if let Payload::Encoded(vector, _) = frame.payload {
-        vectors.give(vector);
+/// Appends a frame and gives its vector back.
+fn append(session: &mut Session, frame: NewFrame, vectors: &Vectors) -> Result<()> {
+    match frame.payload {
+        Payload::Raw(buffer, len) => session.append_frame_of(&frame.head, buffer, len),
+        Payload::Encoded(vector, len) => {
+            session.append_frame(&frame.head, &vector[..len])?;
+            vectors.give(vector);
+            Ok(())
+        }
     }
 }
 

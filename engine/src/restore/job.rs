@@ -1,0 +1,192 @@
+//! One volume's restore as all stages see it: what, how, and how far it is.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use voltar_format::manifest::Volume;
+use voltar_format::map::{Node, Shape, span_of_node};
+use voltar_format::walk::{Cursor, NodeSource};
+use voltar_format::{ChunkIndex, Id};
+
+use super::ranges::Ranges;
+use crate::archive::format_error;
+use crate::archive::index::Index;
+use crate::archive::open::Archive;
+use crate::archive::snapshots::Snapshot;
+use crate::archive::store::Store;
+use crate::device::{Extents, Zero, ZeroMethod};
+use crate::error::{Error, ErrorKind, Result};
+use crate::options::OnDamage;
+
+/// What a volume is written to.
+pub trait Target: Zero + Extents {}
+
+impl<T: Zero + Extents + ?Sized> Target for T {}
+
+/// One volume of a snapshot, to be brought back.
+#[derive(Clone)]
+pub struct Job {
+    /// The archive.
+    pub archive: Archive,
+    /// Its index, as of the snapshot.
+    pub index: Index,
+    /// The volume.
+    pub volume: Volume,
+    /// The shape of its map.
+    pub shape: Shape,
+    /// What to do about damage.
+    pub on_damage: OnDamage,
+}
+
+impl Job {
+    /// The job of restoring `volume` of `snapshot`.
+    ///
+    /// # Errors
+    /// `Damaged` if the volume has no valid shape.
+    pub fn new(
+        archive: &Archive,
+        snapshot: &Snapshot,
+        volume: &Volume,
+        on_damage: OnDamage,
+    ) -> Result<Job> {
+        let shape = volume.shape().map_err(|error| format_error(archive.label(), error))?;
+        // The snapshot's own runs hold all it needs, whatever became of those after it.
+        let index = Index::new(archive.home.clone(), snapshot.commit.runs.clone());
+        let (archive, volume) = (archive.clone(), volume.clone());
+        Ok(Job { archive, index, volume, shape, on_damage })
+    }
+
+    /// At the start of the volume's map.
+    pub fn cursor(&self) -> Cursor {
+        Cursor::new(self.shape, self.volume.root)
+    }
+
+    /// Where the map's nodes come from; damaged ones are told to `lost`, if damage is borne.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn nodes<'a>(&self, lost: &'a Ranges) -> Result<Nodes<'a>> {
+        let store = Store::new(self.archive.home.clone(), self.index.clone())?;
+        let bears_damage = self.on_damage == OnDamage::Zero;
+        Ok(Nodes { store, bears_damage, lost, volume: self.volume.name.clone() })
+    }
+
+    /// The bytes of these chunks.
+    pub fn bytes_of(&self, chunks: &Range<u64>) -> Range<u64> {
+        let start = self.shape.chunk_range(ChunkIndex(chunks.start)).start;
+        let end = match chunks.end >= self.shape.chunk_count() {
+            true => self.shape.size(),
+            false => self.shape.chunk_range(ChunkIndex(chunks.end)).start,
+        };
+        start..end.max(start)
+    }
+
+    /// `error` as the reason why these bytes of the volume cannot be had.
+    pub fn lost(&self, range: &Range<u64>, error: Error) -> Error {
+        let (start, end, name) = (range.start, range.end, &self.volume.name);
+        let message = format!("cannot restore bytes {start:#x}..{end:#x} of volume {name:?}");
+        let place = error.range();
+        let lost = Error::new(error.kind(), message)
+            .on(self.archive.label())
+            .hint("`voltar verify` lists all damage; `--on-damage zero` restores the rest");
+        match place {
+            Some(place) => lost.at(place).because(error),
+            None => lost.because(error),
+        }
+    }
+}
+
+/// Whether a failure to read the archive is a property of its bytes or its medium, so that a
+/// restore that bears damage goes on behind it.
+pub fn is_damage(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Io)
+}
+
+/// The map's nodes. Where damage is borne, a node that cannot be had is one of zeroes, and the
+/// bytes it covers are lost.
+pub struct Nodes<'a> {
+    store: Store,
+    bears_damage: bool,
+    lost: &'a Ranges,
+    volume: String,
+}
+
+impl NodeSource for Nodes<'_> {
+    type Error = Error;
+
+    fn node(&mut self, id: &Id, shape: &Shape, level: u8, number: u64) -> Result<Node> {
+        match self.store.node(id, shape, level, number) {
+            Err(error) if self.bears_damage && is_damage(&error) => {
+                self.lost.add(covered(shape, level, number));
+                let children = shape.child_count(level, number);
+                Ok(Node { level, entries: vec![voltar_format::map::Entry::Zero; children] })
+            }
+            Err(error) if is_damage(&error) => {
+                let covered = covered(shape, level, number);
+                let (start, end, name) = (covered.start, covered.end, &self.volume);
+                let message =
+                    format!("cannot restore bytes {start:#x}..{end:#x} of volume {name:?}");
+                Err(Error::new(error.kind(), message)
+                    .on(error.subject().unwrap_or_default().to_owned())
+                    .hint("`voltar verify` lists all damage; `--on-damage zero` restores the rest")
+                    .because(error))
+            }
+            other => other,
+        }
+    }
+}
+
+/// The bytes of the volume that node `number` at `level` covers.
+fn covered(shape: &Shape, level: u8, number: u64) -> Range<u64> {
+    let span = span_of_node(level).saturating_mul(u64::from(shape.chunk_len()));
+    let start = number.saturating_mul(span).min(shape.size());
+    start..start.saturating_add(span).min(shape.size())
+}
+
+/// What has been done to the target so far; told by all stages.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Bytes written as data.
+    pub written: AtomicU64,
+    /// Bytes zeroed.
+    pub zeroed: AtomicU64,
+    /// Bytes proven equal and left alone.
+    pub kept: AtomicU64,
+    /// Ranges the archive could not give.
+    pub damaged: Ranges,
+    touched: AtomicBool,
+    methods: Mutex<BTreeSet<&'static str>>,
+}
+
+impl Tally {
+    /// Notes that the target's bytes are about to change.
+    pub fn touch(&self) {
+        self.touched.store(true, Ordering::Release);
+    }
+
+    /// Whether any of the target's bytes may have changed.
+    pub fn is_touched(&self) -> bool {
+        self.touched.load(Ordering::Acquire)
+    }
+
+    /// Counts bytes that read as zeroes now, thanks to `method`; `None` if they did all along,
+    /// because the target was created as a hole.
+    pub fn zeroed(&self, bytes: u64, method: Option<ZeroMethod>) {
+        self.zeroed.fetch_add(bytes, Ordering::Relaxed);
+        let mut methods = self.methods.lock().unwrap_or_else(PoisonError::into_inner);
+        methods.insert(match method {
+            None => "hole",
+            Some(ZeroMethod::PunchHole) => "punch-hole",
+            Some(ZeroMethod::ZeroRange) => "zero-range",
+            Some(ZeroMethod::Write) => "write",
+        });
+    }
+
+    /// How zeroes were made: names, joined.
+    pub fn zero_method(&self) -> String {
+        let methods = self.methods.lock().unwrap_or_else(PoisonError::into_inner);
+        methods.iter().copied().collect::<Vec<_>>().join(", ")
+    }
+}

@@ -1,0 +1,107 @@
+//! Planning: which snapshot, which volumes, onto which targets.
+
+use std::path::PathBuf;
+
+use super::job::Job;
+use crate::archive::open::Archive;
+use crate::archive::snapshots::Snapshot;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::probe;
+use crate::options::{Context, Delta, IoEngine, RestoreRequest, TargetRequest};
+
+/// A volume and where it goes.
+pub struct Assignment {
+    /// The volume.
+    pub job: Job,
+    /// The target's path.
+    pub path: PathBuf,
+}
+
+/// The engine to run on; says so if it is not the best.
+///
+/// # Errors
+/// `Unsupported` if io_uring was insisted on and is not to be had.
+pub fn choose_engine(context: &Context) -> Result<IoEngine> {
+    let chosen = probe::choose(context.io).map_err(|error| {
+        Error::new(ErrorKind::Unsupported, "io_uring is not available")
+            .because(error)
+            .hint("`--io auto` or `--io blocking` works without it")
+    })?;
+    if let Some(notice) = &chosen.notice {
+        context.observer.notice(notice);
+    }
+    Ok(chosen.engine)
+}
+
+/// Refuses what contradicts itself.
+///
+/// # Errors
+/// `InvalidRequest`.
+pub fn check(request: &RestoreRequest) -> Result<()> {
+    let invalid = |message: &str, hint: &str| {
+        Err(Error::new(ErrorKind::InvalidRequest, message).hint(hint.to_owned()))
+    };
+    if request.targets.is_empty() {
+        return invalid("no target was named", "name a block device or a file");
+    }
+    if request.discard && request.delta == Delta::On {
+        return invalid(
+            "to discard the target and to compare with what it holds exclude each other",
+            "leave out one of `--discard` and `--delta`",
+        );
+    }
+    let mut paths: Vec<_> = request.targets.iter().map(|target| &target.path).collect();
+    paths.sort();
+    match paths.windows(2).find(|pair| pair[0] == pair[1]) {
+        None => Ok(()),
+        Some(pair) => {
+            let error = Error::new(ErrorKind::InvalidRequest, "a target is named twice");
+            Err(error.on(pair[0].display().to_string()).hint("each volume needs its own"))
+        }
+    }
+}
+
+/// Which volume of `snapshot` goes where.
+///
+/// # Errors
+/// `NotFound` naming the volumes there are, `InvalidRequest` for one asked for twice, `Ambiguous`
+/// for none named where there are several.
+pub fn assign(
+    request: &RestoreRequest,
+    archive: &Archive,
+    snapshot: &Snapshot,
+) -> Result<Vec<Assignment>> {
+    let mut assignments: Vec<Assignment> = Vec::new();
+    for target in &request.targets {
+        let name = volume_name(target, archive, snapshot)?;
+        let volume = snapshot.manifest.volume(&name).ok_or_else(|| {
+            let message = format!("the snapshot holds no volume {name:?}");
+            Error::new(ErrorKind::NotFound, message).on(archive.label()).hint(names(snapshot))
+        })?;
+        if assignments.iter().any(|other| other.job.volume.name == name) {
+            let message = format!("volume {name:?} is asked for twice");
+            return Err(Error::new(ErrorKind::InvalidRequest, message)
+                .hint("restore it to the second target with a command of its own"));
+        }
+        let job = Job::new(archive, snapshot, volume, request.on_damage)?;
+        assignments.push(Assignment { job, path: target.path.clone() });
+    }
+    Ok(assignments)
+}
+
+fn volume_name(target: &TargetRequest, archive: &Archive, snapshot: &Snapshot) -> Result<String> {
+    match (&target.name, &snapshot.manifest.volumes[..]) {
+        (Some(name), _) => Ok(name.clone()),
+        (None, [only]) => Ok(only.name.clone()),
+        (None, _) => {
+            let message = "the snapshot holds several volumes and none was named";
+            Err(Error::new(ErrorKind::Ambiguous, message).on(archive.label()).hint(names(snapshot)))
+        }
+    }
+}
+
+fn names(snapshot: &Snapshot) -> String {
+    let names: Vec<&str> =
+        snapshot.manifest.volumes.iter().map(|volume| volume.name.as_str()).collect();
+    format!("it holds: {}", names.join(", "))
+}

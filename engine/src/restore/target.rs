@@ -1,0 +1,233 @@
+//! Targets by path: guarded or created, made ready, finished, or left as they were.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::job::Job;
+use super::state::Note;
+use super::volume::How;
+use crate::device::file::{FileDevice, FileIdentity};
+use crate::device::guard::{GuardRequest, guard};
+use crate::device::open::create_target_file;
+use crate::device::{Device, Resize};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::ioctl;
+use crate::options::{Delta, RestoreRequest};
+
+/// A target that passed the guard, or a path where nothing is yet.
+pub enum Cleared {
+    /// Nothing is there.
+    Absent(PathBuf),
+    /// It may be written.
+    Present {
+        /// The opened target.
+        device: FileDevice,
+        /// Whether something is on it.
+        holds_data: bool,
+        /// Whether what is on it is this restore's own unfinished work.
+        resumes: bool,
+    },
+}
+
+/// A target that is open and has its note.
+pub struct Ready {
+    /// The opened target.
+    pub device: FileDevice,
+    /// How to write it.
+    pub how: How,
+    /// What to undo if not a byte was written.
+    undo: Undo,
+    note: Note,
+    /// Whether the note was stored by this run.
+    noted: bool,
+    notes: PathBuf,
+}
+
+/// What was done to a target before its first byte was written.
+enum Undo {
+    Nothing,
+    /// It was created.
+    Remove,
+    /// Its length was this.
+    SetLen(u64),
+}
+
+/// Guards the target at `path`, or finds that nothing is there. Nothing is changed.
+///
+/// # Errors
+/// `TargetRefused`, and those of looking.
+pub fn clear(
+    path: &Path,
+    job: &Job,
+    snapshot: &str,
+    others: &[PathBuf],
+    request: &RestoreRequest,
+) -> Result<Cleared> {
+    if !path.try_exists().unwrap_or(true) {
+        return Ok(Cleared::Absent(path.to_path_buf()));
+    }
+    let resume_allowed = is_noted(path, job, snapshot, &request.state_dir);
+    let mut not_these = vec![request.archive.clone()];
+    not_these.extend_from_slice(others);
+    let cleared = guard(
+        path,
+        &GuardRequest {
+            need_len: job.shape.size(),
+            overwrite: request.overwrite,
+            not_these,
+            resume_allowed,
+            may_grow: true,
+        },
+    )?;
+    let holds_data = cleared.holds_data();
+    let device = cleared.into_device();
+    let resumes = note_of(&device, job, snapshot).is_stored_in(&request.state_dir);
+    if holds_data && !resumes && !request.overwrite {
+        let message = "refusing to write to the target, it was replaced while it was being checked";
+        return Err(Error::new(ErrorKind::TargetRefused, message)
+            .on(device.label())
+            .hint("see what is being attached, and try again; nothing was written"));
+    }
+    Ok(Cleared::Present { device, holds_data, resumes })
+}
+
+fn is_noted(path: &Path, job: &Job, snapshot: &str, notes: &Path) -> bool {
+    std::fs::File::open(path).is_ok_and(|file| {
+        FileIdentity::of(&file).is_ok_and(|identity| {
+            let size = identity.size.max(job.shape.size());
+            Note::new(job, snapshot, &identity, &file, size).is_stored_in(notes)
+        })
+    })
+}
+
+/// The note about a target, whose length will be the volume's if it is shorter.
+fn note_of(device: &FileDevice, job: &Job, snapshot: &str) -> Note {
+    let size = device.identity().size.max(job.shape.size());
+    Note::new(job, snapshot, device.identity(), device.file(), size)
+}
+
+/// What the user should know about a target before it is written.
+pub fn remark(cleared: &Cleared, job: &Job) -> Option<String> {
+    let Cleared::Present { device, .. } = cleared else {
+        return None;
+    };
+    let (has, needs) = (device.identity().size, job.shape.size());
+    (device.identity().is_block && has > needs).then(|| {
+        let (rest, label) = (has - needs, device.label());
+        format!("{label} is larger than the volume: its last {rest} bytes were left as they were")
+    })
+}
+
+impl Ready {
+    /// Creates what is absent, stores the note, and gives a file room for the volume.
+    ///
+    /// # Errors
+    /// Of creating and resizing; what was done is undone.
+    pub fn new(
+        cleared: Cleared,
+        job: &Job,
+        snapshot: &str,
+        request: &RestoreRequest,
+        warnings: &mut Vec<String>,
+    ) -> Result<Ready> {
+        let notes = request.state_dir.clone();
+        let (device, how, undo) = match cleared {
+            Cleared::Absent(path) => {
+                let device = create_target_file(&path, job.shape.size())?;
+                (device, How { blank: true, ..How::default() }, Undo::Remove)
+            }
+            Cleared::Present { device, holds_data, resumes } => {
+                let was_empty = device.identity().size == 0;
+                let delta = match request.delta {
+                    Delta::Auto if !holds_data || request.discard => Delta::Off,
+                    delta => delta,
+                };
+                let undo = match device.identity().size < job.shape.size() {
+                    true => Undo::SetLen(device.identity().size),
+                    false => Undo::Nothing,
+                };
+                (device, How { blank: was_empty, resumes, delta }, undo)
+            }
+        };
+        let note = note_of(&device, job, snapshot);
+        let mut ready = Ready { device, how, undo, note, noted: false, notes };
+        ready.store_note(warnings);
+        match ready.grow(job.shape.size()) {
+            Ok(()) => Ok(ready),
+            Err(error) => {
+                ready.leave(false);
+                Err(error)
+            }
+        }
+    }
+
+    fn store_note(&mut self, warnings: &mut Vec<String>) {
+        if self.how.resumes {
+            return;
+        }
+        match self.note.store(&self.notes) {
+            Ok(()) => self.noted = true,
+            Err(error) => warnings.push(format!(
+                "cannot keep a note in {}: {error}; if this restore is interrupted, it must be \
+                 started again with --overwrite",
+                self.notes.display()
+            )),
+        }
+    }
+
+    fn grow(&self, len: u64) -> Result<()> {
+        let Undo::SetLen(_) = self.undo else {
+            return Ok(());
+        };
+        self.device
+            .set_len(len)
+            .map_err(|error| Error::io("cannot make the target longer", self.device.label(), error))
+    }
+
+    /// Releases the volume's range. Proves nothing about what it reads as.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn discard(&self, range: Range<u64>) -> std::io::Result<()> {
+        self.device.discard(range)
+    }
+
+    /// Ends a file where the volume ends, and makes the next reader read the medium.
+    ///
+    /// # Errors
+    /// Of resizing and syncing.
+    pub fn finish(&self, size: u64) -> Result<()> {
+        let failed = |error| Error::io("cannot finish the target", self.device.label(), error);
+        let file = self.device.file();
+        if self.device.identity().is_block {
+            // Best effort: the data is durable already.
+            let _ = ioctl::flush_block_cache(file);
+        } else if self.device.len().map_err(failed)? > size {
+            self.device.set_len(size).map_err(failed)?;
+            self.device.sync().map_err(failed)?;
+        }
+        let _ = ioctl::forget_cached(file, &(0..size));
+        Ok(())
+    }
+
+    /// The restore is complete and proven as far as was asked.
+    pub fn done(self) {
+        self.note.remove(&self.notes);
+    }
+
+    /// The restore failed. A target without a changed byte is left as it was found.
+    pub fn leave(self, touched: bool) {
+        if touched {
+            return;
+        }
+        if self.noted {
+            self.note.remove(&self.notes);
+        }
+        // Nothing better can be done if these fail; the failure that led here is reported.
+        let _ = match self.undo {
+            Undo::Nothing => Ok(()),
+            Undo::Remove => std::fs::remove_file(self.device.path()),
+            Undo::SetLen(len) => self.device.set_len(len),
+        };
+    }
+}

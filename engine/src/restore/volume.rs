@@ -1,0 +1,270 @@
+//! One volume onto one target that is open and may be written: compare, write, prove.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use super::compare::Comparison;
+use super::job::{Job, Tally, Target};
+use super::lookup::Lookup;
+use super::marks::Marks;
+use super::ranges::reported;
+use super::read::{frame_buffer_len, produce};
+use super::work::{PIECE_BUFFER_LEN, Shop};
+use super::write::Writer;
+use crate::codec::Decoder;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::buffer::BufferPool;
+use crate::observe::Phase;
+use crate::options::{Context, Delta, IoEngine};
+use crate::pipeline::{self, Plan};
+use crate::report::VolumeRestore;
+
+/// Chunks of data looked up on the target to see whether it holds an older copy.
+const SAMPLE_CHUNKS: u64 = 64;
+
+/// Ranges named in an error; more are counted.
+const NAMED_MAX: usize = 8;
+
+/// How a volume is to be written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct How {
+    /// The target was created a moment ago and reads as zeroes.
+    pub blank: bool,
+    /// What is on it may be this very restore's unfinished work.
+    pub resumes: bool,
+    /// Whether to compare first.
+    pub delta: Delta,
+}
+
+/// Buffers and depths that fit the memory bound.
+struct Sizes {
+    /// Frames read at once, and items in the pipeline.
+    reads: usize,
+    /// Buffers being written at once.
+    writes: usize,
+    /// Reads of the target at once, when comparing.
+    compares: usize,
+    /// Bytes of marks.
+    marks: u64,
+}
+
+impl Sizes {
+    fn new(context: &Context) -> Sizes {
+        let roomy = context.memory_bytes >= 128 << 20;
+        let (reads, writes, compares) = if roomy { (16, 16, 32) } else { (8, 8, 16) };
+        Sizes { reads, writes, compares, marks: context.memory_bytes / 8 }
+    }
+}
+
+/// One volume's restore, and what it has done so far.
+pub struct Restore<'a> {
+    job: &'a Job,
+    target: &'a dyn Target,
+    how: How,
+    tally: Tally,
+    context: &'a Context,
+    engine: IoEngine,
+    sizes: Sizes,
+}
+
+impl<'a> Restore<'a> {
+    /// Of `job` onto `target`, which is at least as long as the volume, by an engine that was
+    /// chosen (not `Auto`).
+    pub fn new(
+        job: &'a Job,
+        target: &'a dyn Target,
+        how: How,
+        context: &'a Context,
+        engine: IoEngine,
+    ) -> Restore<'a> {
+        let (tally, sizes) = (Tally::default(), Sizes::new(context));
+        Restore { job, target, how, tally, context, engine, sizes }
+    }
+
+    /// Bytes of the volume.
+    pub fn size(&self) -> u64 {
+        self.job.shape.size()
+    }
+
+    /// What has been done.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// Makes every byte of the volume's range on the target what the snapshot says, and durable.
+    ///
+    /// # Errors
+    /// Anything that can go wrong; `self` knows whether bytes were changed before.
+    pub fn write(&self) -> Result<()> {
+        let marks = self.compare()?;
+        self.context.observer.phase(Phase::Write, Some(self.job.shape.size()));
+        self.fill(marks.as_ref())?;
+        self.target.sync().map_err(|error| {
+            Error::io("cannot make the target durable", self.target.label(), error)
+        })
+    }
+
+    /// Counts what [`write`](Self::write) would do on a target it knows nothing of, and finds
+    /// every chunk in the index.
+    ///
+    /// # Errors
+    /// Damage, unless it is borne; `Interrupted`.
+    pub fn rehearse(&self) -> Result<()> {
+        self.context.observer.phase(Phase::Walk, Some(self.job.shape.size()));
+        let mut lookup = Lookup::new(self.job, None, true, &self.tally, self.context)?;
+        while let Some(window) = lookup.next_window()? {
+            for item in window.frames.iter().flat_map(|wanted| &wanted.items) {
+                let bytes = self.job.bytes_of(&(item.chunk..item.chunk + 1));
+                self.tally.written.fetch_add(bytes.end - bytes.start, Ordering::Relaxed);
+                self.context.observer.advance(bytes.end - bytes.start);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the target again and compares every chunk.
+    ///
+    /// # Errors
+    /// `Mismatch` naming the ranges that differ.
+    pub fn prove(&self) -> Result<()> {
+        self.context.observer.phase(Phase::ReadBack, Some(self.job.shape.size()));
+        let marks = self.marks();
+        let blanked = self.tally.damaged.merged();
+        self.comparison(&blanked, false).run(&marks, self.sizes.compares)?;
+        let different: Vec<Range<u64>> =
+            marks.marked().map(|chunks| self.job.bytes_of(&chunks)).collect();
+        match different.first() {
+            None => Ok(()),
+            Some(first) => Err(self.mismatch(&different, first.clone())),
+        }
+    }
+
+    /// The report's entry for this volume.
+    pub fn report(&self) -> VolumeRestore {
+        let volume = &self.job.volume;
+        let count = |number: &std::sync::atomic::AtomicU64| number.load(Ordering::Relaxed);
+        VolumeRestore {
+            name: volume.name.clone(),
+            target: self.target.label().to_owned(),
+            size: volume.size,
+            written_bytes: count(&self.tally.written),
+            zeroed_bytes: count(&self.tally.zeroed),
+            kept_bytes: count(&self.tally.kept),
+            root: volume.root.to_hex(),
+            zero_method: self.tally.zero_method(),
+            unreadable: volume
+                .unreadable
+                .iter()
+                .map(|(offset, length)| crate::report::ByteRange {
+                    offset: *offset,
+                    length: *length,
+                })
+                .collect(),
+            damaged: self.tally.damaged.merged().iter().map(reported).collect(),
+        }
+    }
+
+    /// Marks what differs, if a comparison is wanted and may pay.
+    fn compare(&self) -> Result<Option<Marks>> {
+        let comparison = self.comparison(&[], true);
+        let is_wanted = match self.how.delta {
+            _ if self.how.blank => false,
+            _ if self.how.resumes => true,
+            Delta::On => true,
+            Delta::Off => false,
+            Delta::Auto => comparison.resembles(SAMPLE_CHUNKS)?,
+        };
+        if !is_wanted {
+            return Ok(None);
+        }
+        self.context.observer.phase(Phase::Compare, Some(self.job.shape.size()));
+        let marks = self.marks();
+        comparison.run(&marks, self.sizes.compares)?;
+        Ok(Some(marks))
+    }
+
+    fn marks(&self) -> Marks {
+        Marks::new(self.job.shape.chunk_count(), self.sizes.marks)
+    }
+
+    fn comparison<'c>(&'c self, blanked: &'c [Range<u64>], bears_errors: bool) -> Comparison<'c> {
+        Comparison {
+            job: self.job,
+            target: self.target,
+            blanked,
+            bears_errors,
+            context: self.context,
+            engine: self.engine,
+        }
+    }
+
+    /// Writes and zeroes what is marked, or all.
+    fn fill(&self, marks: Option<&Marks>) -> Result<()> {
+        let home = &*self.job.archive.home;
+        let failed = |error| Error::io("cannot set up I/O on", self.target.label(), error);
+        let frames = BufferPool::new(self.sizes.reads, frame_buffer_len(home)).map_err(failed)?;
+        // One for every item between reading and writing, one for every buffer on its way, so
+        // that a worker never waits for what only the next result of a worker would free.
+        let count = self.sizes.reads + self.sizes.writes + 1;
+        let pieces = BufferPool::new(count, PIECE_BUFFER_LEN).map_err(failed)?;
+        let (context, tally, blank) = (self.context, &self.tally, self.how.blank);
+        let lookup = Lookup::new(self.job, marks, blank, tally, context)?;
+        let shop =
+            Shop { job: self.job, target: self.target, blank, pool: &pieces, tally, context };
+        let mut writer =
+            Writer::new(self.target, &pieces, self.sizes.writes, self.engine, tally, context)?;
+        pipeline::run(
+            Plan { workers: context.worker_count(), items: self.sizes.reads },
+            |feeder| produce(self.job, lookup, &frames, context, self.engine, feeder),
+            Decoder::new,
+            |decoder, _, task| shop.work(decoder, task),
+            |_, done| match done {
+                Some((buffer, pieces)) => writer.write(buffer, pieces),
+                None => context.cancel.check(),
+            },
+        )?;
+        writer.finish()
+    }
+
+    fn mismatch(&self, different: &[Range<u64>], first: Range<u64>) -> Error {
+        let named: Vec<String> = different
+            .iter()
+            .take(NAMED_MAX)
+            .map(|range| format!("{:#x}..{:#x}", range.start, range.end))
+            .collect();
+        let more = match different.len().saturating_sub(NAMED_MAX) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let message = format!(
+            "the target does not hold what was written to it, in {}{more}",
+            named.join(", ")
+        );
+        Error::new(ErrorKind::Mismatch, message)
+            .on(self.target.label())
+            .at(first)
+            .meaning("these ranges of the target are not what the snapshot holds")
+            .hint("the device or its cabling loses data: look at the kernel's log, try another target")
+    }
+
+    /// `error` with what it means for the target.
+    pub fn explain(&self, error: Error) -> Error {
+        explain(error, self.tally.is_touched())
+    }
+}
+
+/// `error` of a restore that has or has not changed bytes of the target.
+pub fn explain(error: Error, touched: bool) -> Error {
+    const PARTLY: &str = "the target is partly written";
+    const AGAIN: &str = "run the same command again: it goes on where this one stopped";
+    match (error.kind(), touched) {
+        (ErrorKind::Mismatch, _) => error,
+        (ErrorKind::TargetRefused, false) => error,
+        (_, false) => error.meaning("nothing was written"),
+        (ErrorKind::Interrupted, true) => error.meaning(PARTLY).hint(AGAIN),
+        (ErrorKind::Damaged | ErrorKind::UnsupportedFormat | ErrorKind::Internal, true) => {
+            error.meaning(PARTLY)
+        }
+        (_, true) => error.as_kind(ErrorKind::TargetPartial).meaning(PARTLY).hint(AGAIN),
+    }
+}

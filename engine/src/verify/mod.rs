@@ -1,0 +1,108 @@
+//! Verifies archives: proves one whole, offline, every byte from the first to the last commit's
+//! end.
+//!
+//! ```text
+//! plan ── what lies where, small checks ─► read ─► work ─► tally ── in log order
+//!                                                            │
+//!                         findings ◄───────────── reach ◄────┘ what each snapshot refers to
+//! ```
+//!
+//! The *data pass* goes through the log front to back. The scout ([`plan`]) follows the commits,
+//! finds the records between them and checks heads, tables, footers and commits; frames and index
+//! pages go through the pipeline. The *walk* ([`reach`]) then follows every map of every snapshot
+//! to the places its ids lead to, and names what each damage costs.
+
+mod findings;
+mod note;
+mod plan;
+mod reach;
+mod read;
+mod run;
+mod salvage;
+mod select;
+mod tally;
+mod work;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::archive::open::Archive;
+use crate::device::open::open_archive_reader;
+use crate::error::{Error, ErrorKind, Result};
+use crate::observe::Phase;
+use crate::options::{Context, VerifyRequest};
+use crate::report::VerifyReport;
+
+use note::NoteFile;
+use tally::Tally;
+
+/// Proves an archive whole. Damage is in the report (`ok == false`, exit 3), not an error.
+///
+/// # Errors
+/// Those of opening; `NotFound` for a snapshot; `Interrupted`; of writing the resume file.
+pub fn run(request: &VerifyRequest, context: &Context) -> Result<VerifyReport> {
+    context.observer.phase(Phase::Open, None);
+    let device = open_archive_reader(&request.archive)?;
+    verify_archive(&Archive::open(Arc::new(device))?, request, context)
+}
+
+/// As [`run`], of an open archive; the request's path is not looked at.
+///
+/// # Errors
+/// As [`run`].
+pub fn verify_archive(
+    archive: &Archive,
+    request: &VerifyRequest,
+    context: &Context,
+) -> Result<VerifyReport> {
+    let started = Instant::now();
+    check(request)?;
+    let end = archive.end().0;
+    let snapshot =
+        request.snapshot.as_ref().map(|selector| archive.select(selector)).transpose()?;
+    // What one snapshot needs is read anew each time: it is not in the log's order.
+    let file = request.resume.clone().filter(|_| snapshot.is_none());
+    let note = file.map(|path| NoteFile::open(path, archive, request)).transpose()?;
+    let mut tally = Tally::new(note, context);
+
+    match &snapshot {
+        None => {
+            context.observer.phase(Phase::Verify, Some(end.saturating_sub(tally.begin())));
+            let scout = plan::Scout::new(archive, request, tally.begin());
+            read::pass(archive, request, context, &mut tally, |send| scout.run(send))?;
+        }
+        Some(snapshot) => {
+            context.observer.phase(Phase::Verify, None);
+            select::pass(archive, request, context, &mut tally, snapshot)?;
+        }
+    }
+    if !request.stored || !tally.findings.is_empty() {
+        reach::walk(archive, context, &mut tally, snapshot.as_ref())?;
+    }
+    tally.close_note()?;
+    let file_len = archive
+        .home
+        .len()
+        .map_err(|error| Error::io("cannot ask the length of", archive.label(), error))?;
+    Ok(VerifyReport {
+        archive: archive.label().to_owned(),
+        ok: tally.findings.is_empty(),
+        snapshots: snapshot.map_or(tally.snapshots, |_| 1),
+        segments: tally.segments,
+        frames: tally.frames,
+        bytes: tally.bytes,
+        uncommitted_bytes: file_len.saturating_sub(end),
+        damaged: tally.findings.into_damages(),
+        elapsed_s: started.elapsed().as_secs_f64(),
+    })
+}
+
+fn check(request: &VerifyRequest) -> Result<()> {
+    match request.sample_percent {
+        Some(percent) if !(0.0..=100.0).contains(&percent) => {
+            let message = format!("a sample of {percent} percent");
+            Err(Error::new(ErrorKind::InvalidRequest, message).hint("give 0 to 100"))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,127 @@
+//! What one snapshot needs: the frames its maps lead to, collected window by window and checked
+//! in the order they lie in.
+
+use std::collections::{BTreeMap, HashSet};
+
+use voltar_format::Id;
+use voltar_format::limits::{FRAME_ALIGN, FRAME_STORED_LEN_MAX};
+use voltar_format::map::{Entry, Shape};
+use voltar_format::walk::NodeSource;
+
+use super::plan::{Frames, PlannedFrame, Scout, Send, send_frames};
+use super::read;
+use super::tally::Tally;
+use crate::archive::open::Archive;
+use crate::archive::snapshots::Snapshot;
+use crate::archive::store::Store;
+use crate::error::Result;
+use crate::inspect::newest_store;
+use crate::options::{Context, VerifyRequest};
+
+/// Frames in a window: a few MB.
+const WINDOW_FRAMES: usize = 64 << 10;
+
+/// Subtrees remembered as collected.
+const COLLECTED_MAX: usize = 1 << 20;
+
+/// Checks the commits, and every frame that `snapshot` needs.
+///
+/// # Errors
+/// As [`read::pass`].
+pub(super) fn pass(
+    archive: &Archive,
+    request: &VerifyRequest,
+    context: &Context,
+    tally: &mut Tally<'_>,
+    snapshot: &Snapshot,
+) -> Result<()> {
+    let mut needed = Needed {
+        archive,
+        store: newest_store(archive)?,
+        frames: BTreeMap::new(),
+        collected: HashSet::new(),
+    };
+    read::pass(archive, request, context, tally, |send| {
+        Scout::new(archive, request, 0).run_commits(send)?;
+        needed.snapshot(snapshot, send)
+    })
+}
+
+/// The frames needed so far and not yet handed on.
+struct Needed<'a> {
+    archive: &'a Archive,
+    store: Store,
+    /// Stored bytes by place.
+    frames: BTreeMap<u64, u32>,
+    /// Full subtrees of which all frames were handed on.
+    collected: HashSet<(Id, u8)>,
+}
+
+impl Needed<'_> {
+    fn snapshot(&mut self, snapshot: &Snapshot, send: Send<'_>) -> Result<()> {
+        for volume in &snapshot.manifest.volumes {
+            if let Ok(shape) = volume.shape() {
+                self.node(&shape, &volume.root, shape.root_level(), 0, send)?;
+            }
+        }
+        for piece in snapshot.manifest.attached.iter().flat_map(|file| &file.pieces) {
+            self.item(piece, send)?;
+        }
+        self.hand_on(send)
+    }
+
+    /// Collects what is below a node. What cannot be found or read the walk will name.
+    fn node(
+        &mut self,
+        shape: &Shape,
+        id: &Id,
+        level: u8,
+        number: u64,
+        send: Send<'_>,
+    ) -> Result<()> {
+        if self.collected.contains(&(*id, level)) {
+            return Ok(());
+        }
+        self.item(id, send)?;
+        let Ok(node) = self.store.node(id, shape, level, number) else { return Ok(()) };
+        for (place, entry) in (0u64..).zip(&node.entries) {
+            let child = number.saturating_mul(256).saturating_add(place);
+            match (entry, level) {
+                (Entry::Zero | Entry::Unreadable, _) => {}
+                (Entry::Data(id) | Entry::Partial(id), 0) => self.item(id, send)?,
+                (Entry::Data(id) | Entry::Partial(id), _) => {
+                    self.node(shape, id, level - 1, child, send)?;
+                }
+            }
+        }
+        if self.collected.len() < COLLECTED_MAX {
+            self.collected.insert((*id, level));
+        }
+        Ok(())
+    }
+
+    fn item(&mut self, id: &Id, send: Send<'_>) -> Result<()> {
+        if let Ok(Some(entry)) = self.store.index().find(id) {
+            let is_inside = entry
+                .frame
+                .checked_add(entry.frame_len.into())
+                .is_some_and(|end| end <= self.archive.end());
+            if is_inside {
+                self.frames.insert(entry.frame.0, entry.frame_len.min(FRAME_STORED_LEN_MAX));
+            }
+        }
+        match self.frames.len() >= WINDOW_FRAMES {
+            true => self.hand_on(send),
+            false => Ok(()),
+        }
+    }
+
+    fn hand_on(&mut self, send: Send<'_>) -> Result<()> {
+        let frames = std::mem::take(&mut self.frames).into_iter();
+        let frames = frames.map(|(start, len)| {
+            let end = (start + u64::from(len)).next_multiple_of(FRAME_ALIGN as u64);
+            PlannedFrame { start, end, entry: None, items: 0..0 }
+        });
+        send_frames(Frames { frames: frames.collect(), items: Vec::new() }, send)
+    }
+}
