@@ -1,0 +1,72 @@
+//! The verbs, one a file. Each asks the engine for one thing and says how it went; none prints.
+
+mod backup;
+mod bench;
+mod diff;
+mod inspect;
+mod list;
+mod restore;
+mod show;
+mod verify;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use voltar_engine::cancel::Cancel;
+use voltar_engine::options::Context;
+
+use crate::error::{Act, CommandError, Scene};
+use crate::render::{Console, Finished, Progress};
+use crate::resolve::{Job, Task};
+use crate::signal;
+
+/// What a command comes to: something to report (with or without a failure beside it), or a
+/// failure alone.
+pub type Outcome = Result<Finished, CommandError>;
+
+/// Runs a job under the console's eyes. Ctrl-C asks it to stop.
+pub fn run(job: &Job, console: &Console) -> Outcome {
+    let progress = console.progress();
+    let cancel = Cancel::new();
+    stop_on_signal(&cancel, &progress)?;
+    let mut context = Context { observer: progress.clone(), cancel, ..Context::default() };
+    job.resources.apply(&mut context);
+    let outcome = dispatch(&job.task, &context);
+    progress.finish();
+    outcome
+}
+
+fn dispatch(task: &Task, context: &Context) -> Outcome {
+    match task {
+        Task::Backup(request) => backup::run(request, context),
+        Task::Restore(request) => restore::run(request, context),
+        Task::Verify(request) => verify::run(request, context),
+        Task::List(archive) => list::run(archive, context),
+        Task::Show(task) => show::run(task, context),
+        Task::Diff(task) => diff::run(task, context),
+        Task::Inspect(archive) => inspect::run(archive, context),
+        Task::Bench(path) => bench::run(path.as_deref(), context),
+    }
+}
+
+fn stop_on_signal(cancel: &Cancel, progress: &Arc<Progress>) -> Result<(), CommandError> {
+    let (cancel, progress) = (cancel.clone(), Arc::clone(progress));
+    signal::watch(move || {
+        cancel.raise();
+        progress.note("stopping at the next safe point; interrupt again to quit at once");
+    })
+    .map_err(|error| CommandError::io("cannot watch for signals", &error))
+}
+
+/// The scene of a command that only reads `archive`.
+fn looking_at(archive: &Path) -> Scene {
+    Scene { act: Act::Look, dry_run: false, archive: Some(archive.display().to_string()) }
+}
+
+/// `3 structures are damaged`, with the archive's name.
+fn are_damaged(count: usize, noun: &str, archive: &str) -> String {
+    match count {
+        1 => format!("one {noun} is damaged: {archive}"),
+        _ => format!("{count} {noun}s are damaged: {archive}"),
+    }
+}

@@ -1,0 +1,113 @@
+//! `voltar restore`
+
+use voltar_engine::options::{Context, RestoreRequest};
+use voltar_engine::report::{ByteRange, RestoreReport, VolumeRestore};
+use voltar_engine::restore;
+
+use super::Outcome;
+use crate::error::{Act, CommandError, Scene};
+use crate::exit::Exit;
+use crate::outcome::Restore;
+use crate::render::Finished;
+use crate::size;
+
+/// Writes volumes of a snapshot to their targets.
+pub fn run(request: &RestoreRequest, context: &Context) -> Outcome {
+    let report = restore::run(request, context)
+        .map_err(|error| CommandError::engine(&error, &scene(request)))?;
+    let warnings = report.warnings.clone();
+    let failure = shortfall(&report);
+    Ok(Finished::summary(Restore { report, dry_run: request.dry_run }, failure).noting(warnings))
+}
+
+fn scene(request: &RestoreRequest) -> Scene {
+    Scene {
+        act: Act::Restore,
+        dry_run: request.dry_run,
+        archive: Some(request.archive.display().to_string()),
+    }
+}
+
+/// What the target lacks, the worse first.
+fn shortfall(report: &RestoreReport) -> Option<CommandError> {
+    damaged(report).or_else(|| unreadable(report))
+}
+
+/// Ranges the archive lost: the target holds zeroes that the volume did not.
+fn damaged(report: &RestoreReport) -> Option<CommandError> {
+    let (bytes, names) = missing(report, |volume| &volume.damaged)?;
+    Some(
+        CommandError::new(
+            Exit::Damaged,
+            "damaged",
+            format!("the archive could not give {bytes}: {names}"),
+        )
+        .meaning("these ranges are zero on the target, which they were not on the volume")
+        .hint("another snapshot may still hold them: `voltar verify` tells which are whole"),
+    )
+}
+
+/// Ranges the source could not give when the backup was made.
+fn unreadable(report: &RestoreReport) -> Option<CommandError> {
+    let (bytes, names) = missing(report, |volume| &volume.unreadable)?;
+    Some(
+        CommandError::new(
+            Exit::SourceIncomplete,
+            "source-incomplete",
+            format!("{bytes} were unreadable when the backup was made: {names}"),
+        )
+        .meaning("all else is restored; these ranges are zero on the target")
+        .hint("an older snapshot may hold them"),
+    )
+}
+
+fn missing(
+    report: &RestoreReport,
+    ranges: impl Fn(&VolumeRestore) -> &Vec<ByteRange>,
+) -> Option<(String, String)> {
+    let volumes: Vec<_> = report.volumes.iter().filter(|v| !ranges(v).is_empty()).collect();
+    if volumes.is_empty() {
+        return None;
+    }
+    let bytes = volumes.iter().flat_map(|v| ranges(v)).map(|range| range.length).sum();
+    let names: Vec<&str> = volumes.iter().map(|volume| volume.name.as_str()).collect();
+    Some((size::human(bytes), names.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(damaged: &[ByteRange], unreadable: &[ByteRange]) -> RestoreReport {
+        let volume = VolumeRestore {
+            name: "vm".into(),
+            target: "t".into(),
+            size: 8192,
+            written_bytes: 0,
+            zeroed_bytes: 0,
+            kept_bytes: 0,
+            root: String::new(),
+            zero_method: String::new(),
+            unreadable: unreadable.to_vec(),
+            damaged: damaged.to_vec(),
+        };
+        RestoreReport {
+            snapshot: "a".into(),
+            volumes: vec![volume],
+            read_back: false,
+            elapsed_s: 0.0,
+            warnings: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn damage_outweighs_what_was_never_read() {
+        let range = [ByteRange { offset: 0, length: 4096 }];
+        let code = |report: &RestoreReport| shortfall(report).map(|error| error.exit.code());
+        assert_eq!(code(&report(&[], &[])), None);
+        assert_eq!(code(&report(&[], &range)), Some(4));
+        assert_eq!(code(&report(&range, &range)), Some(3));
+        let headline = "the archive could not give 4 KiB: vm";
+        assert_eq!(shortfall(&report(&range, &[])).unwrap().headline, headline);
+    }
+}

@@ -1,0 +1,54 @@
+//! What commands come to where the engine's report alone does not say it. Field names are the
+//! JSON contract, like those of the engine's reports.
+
+use serde::Serialize;
+use voltar_engine::report::{BackupReport, DiffReport, RestoreReport};
+
+/// What a backup did, and whether it only rehearsed.
+#[derive(Debug, Serialize)]
+pub struct Backup {
+    /// The engine's report.
+    #[serde(flatten)]
+    pub report: BackupReport,
+    /// Whether nothing was written.
+    pub dry_run: bool,
+}
+
+/// What a restore did, and whether it only rehearsed.
+#[derive(Debug, Serialize)]
+pub struct Restore {
+    /// The engine's report.
+    #[serde(flatten)]
+    pub report: RestoreReport,
+    /// Whether nothing was written.
+    pub dry_run: bool,
+}
+
+/// What differs: one volume's extents, or those of several.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum Diff {
+    /// One volume was compared.
+    One(DiffReport),
+    /// None or several were.
+    Many {
+        /// The archive's path.
+        archive: String,
+        /// The older snapshot, as typed.
+        old: String,
+        /// The newer snapshot, as typed.
+        new: String,
+        /// One entry per volume that both hold.
+        volumes: Vec<DiffReport>,
+    },
+}
+
+impl Diff {
+    /// The volumes compared.
+    pub fn volumes(&self) -> &[DiffReport] {
+        match self {
+            Diff::One(volume) => std::slice::from_ref(volume),
+            Diff::Many { volumes, .. } => volumes,
+        }
+    }
+}

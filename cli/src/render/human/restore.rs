@@ -1,0 +1,104 @@
+//! The summary of a restore.
+
+use voltar_engine::report::RestoreReport;
+
+use super::table::Table;
+use super::{Human, View, ranges, size_cell, text};
+use crate::outcome::Restore;
+
+impl Human for Restore {
+    fn human(&self, view: &View) -> String {
+        let report = &self.report;
+        let mut page = volumes(report).render();
+        for volume in &report.volumes {
+            page.push_str(&ranges("unreadable at backup in", &volume.name, &volume.unreadable));
+            page.push_str(&ranges("damaged in the archive of", &volume.name, &volume.damaged));
+            if view.verbose {
+                let (name, root) = (text::clean(&volume.name), text::clean(&volume.root));
+                let method = text::clean(&volume.zero_method);
+                page.push_str(&format!("{name}: root {root}, zeroes by {method}\n"));
+            }
+        }
+        page.push_str(&conclusion(self, view));
+        page
+    }
+}
+
+fn volumes(report: &RestoreReport) -> Table {
+    let mut table = Table::new(&["volume", "target", ">size", ">written", ">zeroed", ">kept"]);
+    for volume in &report.volumes {
+        table.row([
+            text::clean(&volume.name),
+            text::clean(&volume.target),
+            size_cell(volume.size),
+            size_cell(volume.written_bytes),
+            size_cell(volume.zeroed_bytes),
+            size_cell(volume.kept_bytes),
+        ]);
+    }
+    table
+}
+
+fn conclusion(restore: &Restore, view: &View) -> String {
+    let report = &restore.report;
+    let id = view.id(&report.snapshot);
+    let time = text::seconds(report.elapsed_s);
+    if restore.dry_run {
+        return format!("dry run of snapshot {id}: nothing written, {time}\n");
+    }
+    let size = report.volumes.iter().map(|volume| volume.size).sum();
+    let rate = text::rate(size, report.elapsed_s).map(|rate| format!(", {rate}"));
+    let proof = if report.read_back { ", read back and proven equal" } else { "" };
+    format!("snapshot {id} restored in {time}{}{proof}\n", rate.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use voltar_engine::report::{ByteRange, VolumeRestore};
+
+    use super::super::fake::{ID, view};
+    use super::*;
+
+    fn restore() -> Restore {
+        let volume = VolumeRestore {
+            name: "vm7".into(),
+            target: "/dev/vg/vm7".into(),
+            size: 8 << 30,
+            written_bytes: 1 << 30,
+            zeroed_bytes: 7 << 30,
+            kept_bytes: 0,
+            root: ID.into(),
+            zero_method: "write-zeroes".into(),
+            unreadable: Vec::new(),
+            damaged: vec![ByteRange { offset: 0, length: 65536 }],
+        };
+        Restore {
+            report: RestoreReport {
+                snapshot: ID.into(),
+                volumes: vec![volume],
+                read_back: true,
+                elapsed_s: 16.0,
+                warnings: Vec::new(),
+            },
+            dry_run: false,
+        }
+    }
+
+    #[test]
+    fn a_table_the_losses_and_a_conclusion() {
+        assert_eq!(
+            restore().human(&view()),
+            "volume  target        size  written  zeroed  kept\n\
+             vm7     /dev/vg/vm7  8 GiB    1 GiB   7 GiB   0 B\n\
+             damaged in the archive of vm7:\n\
+             \x20 0x0..0x10000 (64 KiB)\n\
+             snapshot 0123456789ab restored in 16 s, 512 MiB/s, read back and proven equal\n"
+        );
+    }
+
+    #[test]
+    fn a_rehearsal_says_so() {
+        let text = Restore { dry_run: true, ..restore() }.human(&view());
+        assert!(text.ends_with("dry run of snapshot 0123456789ab: nothing written, 16 s\n"));
+    }
+}

@@ -1,0 +1,244 @@
+//! What a word on the command line names: a path, a named path, an archive with a snapshot.
+//!
+//! One rule goes before all others: a path that exists as it is typed is that path.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use voltar_engine::options::Selector;
+
+use super::selector;
+use crate::error::CommandError;
+use crate::world::World;
+
+/// Longest name of a volume or an attached file, in bytes.
+const NAME_LEN_MAX: usize = 255;
+
+/// URI kinds that other tools or a later voltar give a meaning to; never taken for file names.
+const URI_KINDS: [&str; 16] = [
+    "lvm", "zfs", "nbd", "nbds", "nbd+unix", "rbd", "qcow2", "qemu", "qmp", "libvirt", "s3",
+    "sftp", "ssh", "http", "https", "file",
+];
+
+/// `[NAME=]PATH`, taken apart.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Named {
+    /// The name, if one was given.
+    pub name: Option<String>,
+    /// The path.
+    pub path: PathBuf,
+}
+
+impl Named {
+    /// The name given, or else the last part of the path.
+    pub fn with_default_name(self) -> Result<(String, PathBuf), CommandError> {
+        let name = match self.name {
+            Some(name) => name,
+            None => default_name(&self.path)?,
+        };
+        Ok((name, self.path))
+    }
+}
+
+/// Reads `[NAME=]PATH`. The first `=` divides, unless the whole exists or a `/` comes before it.
+pub fn named(word: &OsStr, world: &dyn World) -> Result<Named, CommandError> {
+    let whole = || local(word, world).map(|path| Named { name: None, path });
+    if world.exists(Path::new(word)) {
+        return whole();
+    }
+    match split_name(word) {
+        None => whole(),
+        Some((name, path)) => {
+            Ok(Named { name: Some(checked_name(name, word)?), path: local(path, world)? })
+        }
+    }
+}
+
+/// Reads `ARCHIVE[@SNAPSHOT]`. The last `@` divides, unless the whole exists.
+pub fn archive_and_snapshot(
+    word: &OsStr,
+    world: &dyn World,
+) -> Result<(PathBuf, Option<Selector>), CommandError> {
+    let split = match world.exists(Path::new(word)) {
+        true => None,
+        false => split_last(word, b'@'),
+    };
+    match split {
+        None => Ok((local(word, world)?, None)),
+        Some((archive, snapshot)) => {
+            let archive = local(archive, world)?;
+            let text = snapshot.to_str().ok_or_else(|| selector::unknown(&lossy(snapshot)))?;
+            Ok((archive, Some(selector::parse(text, &world.zone())?)))
+        }
+    }
+}
+
+/// A path on this machine; URIs are of no kind this version knows.
+pub fn local(word: &OsStr, world: &dyn World) -> Result<PathBuf, CommandError> {
+    if word.is_empty() {
+        return Err(CommandError::usage("a path is empty", "is a shell variable unset?"));
+    }
+    match uri_kind(word) {
+        Some(kind) if !world.exists(Path::new(word)) => Err(CommandError::usage(
+            format!("`{kind}:` is a kind of place this version cannot reach: {}", lossy(word)),
+            format!(
+                "name a block device or a file; for a file of this name write ./{}",
+                lossy(word)
+            ),
+        )),
+        _ => Ok(PathBuf::from(word)),
+    }
+}
+
+/// `kind` of `kind:rest`, if the kind is known or `//` follows.
+fn uri_kind(word: &OsStr) -> Option<&str> {
+    let (kind, rest) = split_first(word, b':')?;
+    let kind = kind.to_str()?;
+    let is_scheme = kind.starts_with(|c: char| c.is_ascii_alphabetic())
+        && kind.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
+    let is_uri = URI_KINDS.contains(&kind) || rest.as_bytes().starts_with(b"//");
+    (is_scheme && is_uri).then_some(kind)
+}
+
+/// The two sides of the first `=`, if what comes before it can be a name.
+fn split_name(word: &OsStr) -> Option<(&OsStr, &OsStr)> {
+    split_first(word, b'=').filter(|(name, _)| !name.as_bytes().contains(&b'/'))
+}
+
+fn checked_name(name: &OsStr, word: &OsStr) -> Result<String, CommandError> {
+    match name.to_str() {
+        Some(text) if !text.is_empty() && text.len() <= NAME_LEN_MAX => Ok(text.to_string()),
+        _ => Err(CommandError::usage(
+            format!("this name cannot be used: {}", lossy(word)),
+            format!("a name is 1 to {NAME_LEN_MAX} bytes of UTF-8; for a file called so write ./"),
+        )),
+    }
+}
+
+fn default_name(path: &Path) -> Result<String, CommandError> {
+    path.file_name()
+        .and_then(OsStr::to_str)
+        .filter(|name| name.len() <= NAME_LEN_MAX)
+        .map(str::to_string)
+        .ok_or_else(|| {
+            CommandError::usage(
+                format!("no name can be taken from the path {}", path.display()),
+                "give it one: NAME=PATH",
+            )
+        })
+}
+
+fn split_first(word: &OsStr, mark: u8) -> Option<(&OsStr, &OsStr)> {
+    let at = word.as_bytes().iter().position(|byte| *byte == mark)?;
+    Some(split_around(word, at))
+}
+
+fn split_last(word: &OsStr, mark: u8) -> Option<(&OsStr, &OsStr)> {
+    let at = word.as_bytes().iter().rposition(|byte| *byte == mark)?;
+    Some(split_around(word, at))
+}
+
+fn split_around(word: &OsStr, at: usize) -> (&OsStr, &OsStr) {
+    let (before, after) = word.as_bytes().split_at(at);
+    (OsStr::from_bytes(before), OsStr::from_bytes(after.get(1..).unwrap_or_default()))
+}
+
+fn lossy(word: &OsStr) -> String {
+    OsString::from_vec(word.as_bytes().to_vec()).to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resolve::fake::Fake;
+
+    fn with(files: &[&'static str]) -> Fake {
+        Fake { files: files.to_vec(), ..Fake::default() }
+    }
+
+    fn split(word: &str, world: &Fake) -> (String, Option<Selector>) {
+        let (path, selector) = archive_and_snapshot(OsStr::new(word), world).unwrap();
+        (path.display().to_string(), selector)
+    }
+
+    fn named_as(word: &str, world: &Fake) -> (Option<String>, String) {
+        let named = named(OsStr::new(word), world).unwrap();
+        (named.name, named.path.display().to_string())
+    }
+
+    #[test]
+    fn last_at_divides() {
+        let world = with(&[]);
+        assert_eq!(split("a.vlt", &world), ("a.vlt".into(), None));
+        assert_eq!(split("a.vlt@latest", &world), ("a.vlt".into(), Some(Selector::Latest(0))));
+        assert_eq!(
+            split("u@host.vlt@ab12", &world),
+            ("u@host.vlt".into(), Some(Selector::IdPrefix("ab12".into())))
+        );
+    }
+
+    #[test]
+    fn an_existing_path_with_at_is_that_path() {
+        let world = with(&["u@ab12", "u@host"]);
+        assert_eq!(split("u@ab12", &world), ("u@ab12".into(), None));
+        assert_eq!(split("u@host@latest", &world), ("u@host".into(), Some(Selector::Latest(0))));
+    }
+
+    #[test]
+    fn a_bad_snapshot_or_an_empty_archive_is_usage() {
+        for word in ["a@", "a@nothing", "@latest", ""] {
+            let error = archive_and_snapshot(OsStr::new(word), &with(&[])).unwrap_err();
+            assert_eq!(error.exit.code(), 2, "{word}");
+        }
+    }
+
+    #[test]
+    fn names_divide_at_the_first_equals_sign() {
+        let world = with(&[]);
+        assert_eq!(named_as("vm=/dev/a", &world), (Some("vm".into()), "/dev/a".into()));
+        assert_eq!(named_as("vm=a=b", &world), (Some("vm".into()), "a=b".into()));
+        assert_eq!(named_as("./vm=a", &world), (None, "./vm=a".into()));
+        assert_eq!(named_as("/dev/a", &world), (None, "/dev/a".into()));
+    }
+
+    #[test]
+    fn an_existing_path_with_equals_is_that_path() {
+        let world = with(&["vm=a"]);
+        assert_eq!(named_as("vm=a", &world), (None, "vm=a".into()));
+    }
+
+    #[test]
+    fn names_are_checked() {
+        let long = format!("{}=x", "n".repeat(256));
+        for word in ["=x", "vm=", long.as_str()] {
+            assert!(named(OsStr::new(word), &with(&[])).is_err(), "{word}");
+        }
+        let not_utf8 = OsStr::from_bytes(b"\xff=x");
+        assert!(named(not_utf8, &with(&[])).is_err());
+        let named = named(OsStr::new("/"), &with(&[])).unwrap();
+        assert!(named.with_default_name().is_err());
+    }
+
+    #[test]
+    fn uris_name_the_kind_that_is_missing() {
+        for (word, kind) in [
+            ("lvm:vg/lv", "`lvm:`"),
+            ("name=zfs:tank/vol", "`zfs:`"),
+            ("nbd://host/export", "`nbd:`"),
+            ("foo+bar://x", "`foo+bar:`"),
+        ] {
+            let error = named(OsStr::new(word), &with(&[])).unwrap_err();
+            assert_eq!(error.exit.code(), 2);
+            assert!(error.headline.starts_with(kind), "{}", error.headline);
+        }
+    }
+
+    #[test]
+    fn colons_in_paths_are_no_uris() {
+        for word in ["/dev/disk/by-path/pci-0000:00:1f.2-ata-1", "./nbd:x", "disk:1", "2026:x"] {
+            assert!(named(OsStr::new(word), &with(&[])).is_ok(), "{word}");
+        }
+        assert!(named(OsStr::new("nbd:x"), &with(&["nbd:x"])).is_ok());
+    }
+}
