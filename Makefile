@@ -1,0 +1,56 @@
+# `make` or `make help` lists what can be done here.
+
+CARGO ?= cargo
+# Seconds per fuzz target, and how many cases a soak run draws.
+FUZZ_SECONDS ?= 600
+SOAK_CASES ?= 5000
+BENCH_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: all build test demo bench bench-memory fuzz soak lint fmt deps clean help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+all: build test ## build and test
+
+build: ## the release binary, target/release/voltar
+	$(CARGO) build --release
+
+test: ## everything that must be green; the last line has the counts
+	@tests/run.sh
+
+demo: ## a real disk there and back: back up, change, back up, verify, restore, damage
+	@tests/demo.sh
+
+bench: build ## voltar, its peers and the limits of this machine, end to end (BENCH_ARGS='--size 2')
+	@benches/run.py $(BENCH_ARGS)
+
+bench-memory: build ## peak memory on a 16 TiB sparse volume
+	@benches/memory.sh
+
+fuzz: ## every fuzz target for FUZZ_SECONDS (default 600)
+	@cd fuzz && for target in $$(cargo +nightly fuzz list); do \
+		echo "== $$target"; \
+		cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=1024 || exit 1; \
+	done
+
+soak: ## all tests, the slow ones too, with SOAK_CASES cases per property
+	PROPTEST_CASES=$(SOAK_CASES) $(CARGO) test --release --workspace -- --include-ignored
+
+lint: ## formatting, clippy, and cargo-deny if it is installed
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check; \
+	else echo 'cargo-deny is not installed (cargo install cargo-deny --locked): licences and advisories unchecked'; fi
+
+fmt: ## format the sources
+	$(CARGO) fmt --all
+
+deps: ## install the packages of tests/packages.txt that are missing (root, apt)
+	@tests/deps.sh
+
+clean: ## what was built, and the disks of the benchmarks
+	$(CARGO) clean
+	@# Only what the benchmarks made: the directory may be one of the user's.
+	dir="$${VOLTAR_BENCH_DIR:-$${TMPDIR:-/var/tmp}/voltar-bench}"; rm -rf "$$dir"/disk-*m-* "$$dir"/scratch "$$dir"/memory.*

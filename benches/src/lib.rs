@@ -1,0 +1,3 @@
+//! Devices and data that benchmarks share.
+
+pub mod generated;
