@@ -24,8 +24,8 @@ pub enum Level {
     Zstd(i32),
 }
 
-/// From fastest to smallest; neighbours differ by roughly a fifth in speed
-/// (`reference/perf.md` section 3b).
+/// From fastest to smallest; neighbours differ by roughly a fifth in speed. `voltar bench` shows
+/// the levels on the machine at hand.
 const LADDER: [Level; 11] = [
     Level::Store,
     Level::Zstd(-50),

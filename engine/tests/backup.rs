@@ -1,4 +1,5 @@
 //! Backups into memory: what is stored, what is stored again, and what the map says.
+#![allow(clippy::unwrap_used, reason = "tests assert")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -145,7 +146,7 @@ fn another_identity_degrades_to_reading_everything() {
     let one = Arc::new(MemoryChanges::new("disk-1", bytes.len() as u64));
     back_up(&home, view(&bytes, Some(one)), &request());
     let other = Arc::new(MemoryChanges::new("disk-2", bytes.len() as u64));
-    let report = back_up(&home, view(&bytes, Some(other.clone())), &request());
+    let report = back_up(&home, view(&bytes, Some(other)), &request());
     let volume = &report.volumes[0];
     assert_eq!(volume.change_source, "none");
     assert!(volume.degraded.as_ref().unwrap().contains("another volume"));

@@ -1,4 +1,5 @@
 //! Restores against plain bytes: memory devices, hostile twins, files, loop devices.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -140,8 +141,11 @@ fn restore(job: &Job, target: &dyn Target, how: How) -> Result<VolumeRestore, Er
     restore_with(job, target, how, &context())
 }
 
+/// Starts and ends.
+type Spans = Vec<(u64, u64)>;
+
 /// What was written or zeroed, ascending and merged; zeroing and writing apart.
-fn effects(device: &MemoryDevice) -> (Vec<(u64, u64)>, Vec<(u64, u64)>) {
+fn effects(device: &MemoryDevice) -> (Spans, Spans) {
     let (mut writes, mut zeroes) = (Vec::new(), Vec::new());
     for op in device.take_ops() {
         match op {
@@ -271,7 +275,7 @@ fn sparse() -> Vec<u8> {
     bytes
 }
 
-fn chunks(ranges: &[(usize, usize)]) -> Vec<(u64, u64)> {
+fn chunks(ranges: &[(usize, usize)]) -> Spans {
     let end = |end: usize| (end * CHUNK).min(40 * CHUNK + 100) as u64;
     ranges.iter().map(|(from, to)| ((from * CHUNK) as u64, end(*to))).collect()
 }

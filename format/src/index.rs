@@ -464,10 +464,10 @@ impl RunBuilder {
 
 /// The first block of an index run's record. `head` is the record's head, its `body_crc` and
 /// `crc` still to be filled in.
-pub fn head_block(head: RecordHead, run: &RunHead) -> Vec<u8> {
+pub fn head_block(head: &RecordHead, run: &RunHead) -> Vec<u8> {
     let mut rest = run.encode().to_vec();
     rest.resize(BLOCK_LEN.saturating_sub(RecordHead::LEN), 0);
-    let mut block = RecordHead { body_crc: crc32c(&rest), ..head }.seal().to_vec();
+    let mut block = RecordHead { body_crc: crc32c(&rest), ..head.clone() }.seal().to_vec();
     block.extend_from_slice(&rest);
     block
 }
@@ -784,7 +784,7 @@ mod tests {
             IndexEntry { frame_len: 112, ..entry(1) },
             IndexEntry { frame: LogOffset(8193), ..entry(1) },
             IndexEntry { frame: LogOffset(4096), ..entry(1) },
-            IndexEntry { frame: LogOffset(u64::MAX & !63), ..entry(1) },
+            IndexEntry { frame: LogOffset(u64::MAX - 63), ..entry(1) },
         ];
         for wrong in wrong {
             let bytes = encode_page(1, 1, 0, &wrong.encode());
@@ -813,7 +813,7 @@ mod tests {
             crc: 0,
         };
         let run = RunHead { entry_count: 5, buckets: 1, reserved: Reserved };
-        let good = head_block(head, &run);
+        let good = head_block(&head, &run);
         let check = |block: &[u8]| {
             let (head, _) = RecordHead::decode_at(block, LogOffset(4096), None)?;
             check_head_block(block, &head)

@@ -531,7 +531,7 @@ mod tests {
             Footer { table_len: 0x4000_0000, ..footer.clone() },
             Footer { kind: RecordKind::Index as u8, ..footer.clone() },
             Footer { kind: RecordKind::Commit as u8, ..footer.clone() },
-            Footer { kind: 0, ..footer.clone() },
+            Footer { kind: 0, ..footer },
         ];
         for wrong in wrong {
             let error = Footer::decode_at(&wrong.clone().seal(), end, None).unwrap_err();

@@ -19,7 +19,7 @@ const WHOLE_LEN_MIN: usize = 256 << 10;
 
 /// Where the stream goes.
 enum Sink {
-    Home(HomeSink),
+    Home(Box<HomeSink>),
     Stream(Box<dyn Write>),
     Nowhere,
 }
@@ -67,7 +67,7 @@ impl LogWriter {
             done: Vec::new(),
             token: 0,
         };
-        Ok(LogWriter { position: position.0, sink: Sink::Home(sink) })
+        Ok(LogWriter { position: position.0, sink: Sink::Home(Box::new(sink)) })
     }
 
     /// Writes to a pipe, from the archive's first byte.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use voltar_format::commit::Commit;
-use voltar_format::header::{Header, MAGIC};
+use voltar_format::header::{Header, HeaderFields, MAGIC};
 use voltar_format::limits::{BLOCK_LEN, COMMIT_LEN_MAX};
 use voltar_format::record::{RecordHead, RecordKind};
 use voltar_format::segment::{FOOTER_MAGIC, Footer};
@@ -88,7 +88,11 @@ impl Archive {
             Shelf::Foreign => return Err(foreign(&*home)),
         }
         let len = length(&*home)?;
-        let block = read_exact(&*home, LogOffset(0), BLOCK.min(len) as usize)?;
+        let mut block = read_exact(&*home, LogOffset(0), BLOCK.min(len) as usize)?;
+        if block.len() >= HeaderFields::LEN {
+            // A crash may have kept the header's sector and lost the zeroes behind it.
+            block.resize(BLOCK_LEN, 0);
+        }
         let header = Header::decode(&block);
         let id = match &header {
             Ok(header) => header.archive_id,

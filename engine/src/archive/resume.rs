@@ -83,6 +83,27 @@ pub fn adopt(
     Ok(beginning)
 }
 
+/// Sees that the record before the last commit ends where the commit starts. A writer builds on
+/// nothing else: bytes of a guest that happen to be, or were made to be, a commit inside a segment
+/// that was never sealed must not become the archive's end.
+///
+/// # Errors
+/// `Damaged`.
+pub fn check_foundation(archive: &Archive) -> Result<()> {
+    let Some(commit) = &archive.last else { return Ok(()) };
+    if commit.head.segment_count == 0 && commit.head.log_start == commit.offset {
+        return Ok(());
+    }
+    let from = LogOffset(commit.offset.0.saturating_sub(Footer::LEN as u64));
+    let bytes = read_exact(&*archive.home, from, Footer::LEN)?;
+    match Footer::decode_at(&bytes, commit.offset, Some(archive.id)) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format_error(archive.label(), error)
+            .meaning("nothing was changed; what the archive holds may still be restored")
+            .hint("run `voltar verify` on it, and back up into a new archive")),
+    }
+}
+
 /// Writes the copy of the last commit that a crash or damage took, from the one that is whole.
 /// Nothing committed is overwritten: these bytes were to be exactly what is written now.
 ///

@@ -337,7 +337,7 @@ impl Session {
         let buckets = buckets_for(count);
         let head = self.record_head(RecordKind::Index);
         let numbers = RunHead { entry_count: count, buckets, reserved: Reserved };
-        self.log.append(&head_block(head, &numbers))?;
+        self.log.append(&head_block(&head, &numbers))?;
         let mut pages = Vec::new();
         while let Some(entry) = next()? {
             builder.push(&entry, &mut pages);

@@ -4,6 +4,7 @@ use voltar_format::SnapshotId;
 use voltar_format::commit::Commit;
 use voltar_format::manifest::Manifest;
 
+use super::chain::links;
 use super::format_error;
 use super::open::Archive;
 use crate::error::{Error, ErrorKind, Result};
@@ -68,22 +69,50 @@ impl Archive {
         found.ok_or_else(|| self.no_such_snapshot(selector))
     }
 
+    /// The newest snapshot that fits. What lies behind a damaged commit is found, too.
     fn find(&self, mut fits: impl FnMut(&Snapshot) -> bool) -> Result<Option<Snapshot>> {
+        self.each_still_there(|snapshot| Ok(fits(&snapshot).then_some(snapshot)))
+    }
+
+    /// Calls `visit` for each snapshot, newest first, until it returns one. A commit that is lost
+    /// in both copies is passed over; if nothing is found then, its loss is the answer.
+    fn each_still_there(
+        &self,
+        mut visit: impl FnMut(Snapshot) -> Result<Option<Snapshot>>,
+    ) -> Result<Option<Snapshot>> {
+        let mut seen_from = u64::MAX;
+        let mut damage = None;
         for snapshot in self.snapshots() {
-            let snapshot = snapshot?;
-            if fits(&snapshot) {
-                return Ok(Some(snapshot));
+            match snapshot {
+                Ok(snapshot) => {
+                    seen_from = snapshot.commit.offset.0;
+                    if let Some(found) = visit(snapshot)? {
+                        return Ok(Some(found));
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::Damaged => damage = Some(error),
+                Err(error) => return Err(error),
             }
         }
-        Ok(None)
+        let Some(damage) = damage else { return Ok(None) };
+        for link in links(self)?.iter().rev() {
+            if link.lost.is_some() || link.range.start >= seen_from {
+                continue;
+            }
+            if let Some(snapshot) = self.snapshot_of(link.read(self)?)?
+                && let Some(found) = visit(snapshot)?
+            {
+                return Ok(Some(found));
+            }
+        }
+        Err(damage)
     }
 
     fn find_by_id(&self, prefix: &str) -> Result<Option<Snapshot>> {
         let mut found: Option<Snapshot> = None;
-        for snapshot in self.snapshots() {
-            let snapshot = snapshot?;
+        let searched = self.each_still_there(|snapshot| {
             if !snapshot.id.to_hex().starts_with(prefix) {
-                continue;
+                return Ok(None);
             }
             if found.as_ref().is_some_and(|found| found.id != snapshot.id) {
                 let message = format!("several snapshots have ids that start with {prefix}");
@@ -92,8 +121,13 @@ impl Archive {
                     .hint("give more digits; `voltar list` shows the ids"));
             }
             found.get_or_insert(snapshot);
+            Ok(None)
+        });
+        match (found, searched) {
+            (_, Err(error)) if error.kind() == ErrorKind::Ambiguous => Err(error),
+            (Some(found), _) => Ok(Some(found)),
+            (None, searched) => searched,
         }
-        Ok(found)
     }
 
     fn no_such_snapshot(&self, selector: &Selector) -> Error {

@@ -41,7 +41,7 @@ fn run_views(
 ) -> Result<BackupReport> {
     let chosen = plan::choose_engine(context)?;
     let target = plan::open_target(request, identities, context)?;
-    let mut report = write::run(request, views, target, chosen, context)?;
+    let mut report = write::run(request, views, &target, chosen, context)?;
     report.elapsed_s = started.elapsed().as_secs_f64();
     Ok(report)
 }
@@ -59,7 +59,7 @@ pub fn run_in(
     let started = Instant::now();
     let chosen = plan::choose_engine(context)?;
     let target = plan::open_home(home, request.dry_run)?;
-    let mut report = write::run(request, views, target, chosen, context)?;
+    let mut report = write::run(request, views, &target, chosen, context)?;
     report.elapsed_s = started.elapsed().as_secs_f64();
     Ok(report)
 }

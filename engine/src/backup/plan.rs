@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use voltar_format::header::Header;
 use voltar_format::limits::{BLOCK_LEN, CHUNK_LEN_DEFAULT};
@@ -12,12 +12,12 @@ use voltar_format::manifest::{Volume, is_name};
 use voltar_format::map::Shape;
 use voltar_format::walk::common_chunks;
 
-use crate::archive::Home;
 use crate::archive::open::{Archive, Shelf, look};
 use crate::archive::session::new_header;
 use crate::archive::snapshots::Snapshot;
+use crate::archive::{Home, format_error};
 use crate::device::file::{FileDevice, FileIdentity};
-use crate::device::open::open_archive_writer;
+use crate::device::open::{RELEASE_GRACE, open_archive_writer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::probe;
 use crate::options::{ArchiveHome, BackupRequest, Changes, Context, IoEngine, ParentChoice};
@@ -47,6 +47,7 @@ impl Sources {
 /// Names the source and what is in the way.
 pub fn open_sources(request: &BackupRequest) -> Result<Sources> {
     check_names(request)?;
+    check_attached(request)?;
     let mut sources = Sources { views: Vec::new(), devices: Vec::new() };
     for source in &request.sources {
         let (view, device) = file::view(&source.name, &source.path)?;
@@ -99,11 +100,30 @@ pub fn choose_engine(context: &Context) -> Result<IoEngine> {
 /// Where the snapshot goes.
 pub enum Target {
     /// An archive in a file (or any other home), locked for us.
-    Archive(Archive),
+    Archive(Box<Archive>),
     /// A pipe.
     Stdout,
     /// A dry run on an archive that does not exist yet.
     Nowhere,
+}
+
+/// Sees that the files to attach can be read: a slip shows now, not after hours of reading.
+fn check_attached(request: &BackupRequest) -> Result<()> {
+    for (_, path) in &request.attach {
+        let failed =
+            |error| Error::io("cannot read the file to attach", path.display().to_string(), error);
+        let kind = std::fs::metadata(path).map_err(failed)?.file_type();
+        if kind.is_dir() {
+            return Err(Error::new(ErrorKind::InvalidRequest, "a directory cannot be attached")
+                .on(path.display().to_string())
+                .hint("name the files in it, each with `--attach`"));
+        }
+        // A pipe can be opened once only.
+        if kind.is_file() {
+            std::fs::File::open(path).map_err(failed)?;
+        }
+    }
+    Ok(())
 }
 
 /// Opens or creates the archive and takes its lock.
@@ -139,9 +159,19 @@ pub fn open_target(
     open_home(Arc::new(device), request.dry_run)
 }
 
+/// Takes the lock, or says at once that another holds it. At once is [`RELEASE_GRACE`]: the kernel
+/// lets go of a killed process's files only when its requests in flight are through.
 fn lock(device: &FileDevice) -> Result<()> {
     use crate::device::Device;
-    match device.file().try_lock() {
+    let started = Instant::now();
+    let mut outcome = device.file().try_lock();
+    while matches!(outcome, Err(std::fs::TryLockError::WouldBlock))
+        && started.elapsed() < RELEASE_GRACE
+    {
+        std::thread::sleep(RELEASE_GRACE / 50);
+        outcome = device.file().try_lock();
+    }
+    match outcome {
         Ok(()) => Ok(()),
         Err(std::fs::TryLockError::WouldBlock) => {
             Err(Error::new(ErrorKind::Busy, "another writer holds the archive")
@@ -170,14 +200,20 @@ fn sync_directory(path: &Path) -> Result<()> {
 /// `NotAnArchive` and the like; of writing the header.
 pub fn open_home(home: Arc<dyn Home>, dry_run: bool) -> Result<Target> {
     if look(&*home)? != Shelf::Blank {
-        return Ok(Target::Archive(Archive::open(home)?));
+        let archive = Archive::open(home)?;
+        // W-06: readers do without the header, a writer has nothing to build on.
+        return match &archive.header {
+            Ok(_) => Ok(Target::Archive(Box::new(archive))),
+            Err(error) => Err(format_error(archive.label(), error.clone())),
+        };
     }
     if dry_run {
         return Ok(Target::Nowhere);
     }
     let header = new_header(now_ns());
     write_header(&*home, &header)?;
-    Ok(Target::Archive(Archive { id: header.archive_id, header: Ok(header), last: None, home }))
+    let id = header.archive_id;
+    Ok(Target::Archive(Box::new(Archive { id, header: Ok(header), last: None, home })))
 }
 
 fn write_header(home: &dyn Home, header: &Header) -> Result<()> {
@@ -450,20 +486,26 @@ mod tests {
     #[test]
     fn chunks_covered_only_in_part_are_read() {
         use Action::*;
-        use Change::*;
         let size = 10 * 4096 - 1;
-        assert_eq!(plan(&[(0..size, Unchanged)], &[]), [(0, 10, Keep)]);
+        assert_eq!(plan(&[(0..size, Change::Unchanged)], &[]), [(0, 10, Keep)]);
         assert_eq!(
-            plan(&[(0..100, Changed), (100..size, Unchanged)], &[]),
+            plan(&[(0..100, Change::Changed), (100..size, Change::Unchanged)], &[]),
             [(0, 1, Read), (1, 10, Keep)]
         );
         assert_eq!(
-            plan(&[(0..5000, Unchanged), (5000..5001, Changed), (5001..size, Zero)], &[]),
+            plan(
+                &[
+                    (0..5000, Change::Unchanged),
+                    (5000..5001, Change::Changed),
+                    (5001..size, Change::Zero)
+                ],
+                &[]
+            ),
             [(0, 1, Keep), (1, 2, Read), (2, 10, Zero)]
         );
         // Two different kinds inside one chunk: neither holds for the chunk.
         assert_eq!(
-            plan(&[(0..6000, Unchanged), (6000..size, Zero)], &[]),
+            plan(&[(0..6000, Change::Unchanged), (6000..size, Change::Zero)], &[]),
             [(0, 1, Keep), (1, 2, Read), (2, 10, Zero)]
         );
     }
@@ -477,6 +519,6 @@ mod tests {
             plan(&all, &[4096..4097, 9 * 4096..size]),
             [(0, 1, Keep), (1, 2, Read), (2, 9, Keep), (9, 10, Read)]
         );
-        assert_eq!(plan(&all, &[0..size]), [(0, 10, Read)]);
+        assert_eq!(plan(&all, std::slice::from_ref(&(0..size))), [(0, 10, Read)]);
     }
 }

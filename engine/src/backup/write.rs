@@ -20,7 +20,7 @@ use super::work::{Counts, NewFrame, Outcome, Payload, Shared, Vectors, Work};
 use crate::archive::index::{Fresh, Index};
 use crate::archive::log::LogWriter;
 use crate::archive::open::{Archive, length};
-use crate::archive::resume::{adopt, mend_last_commit};
+use crate::archive::resume::{adopt, check_foundation, mend_last_commit};
 use crate::archive::session::Session;
 use crate::archive::store::Store;
 use crate::codec::{Encoder, Pace};
@@ -45,7 +45,7 @@ const WRITE_DEPTH: u32 = 8;
 pub fn run(
     request: &BackupRequest,
     views: &[View],
-    target: Target,
+    target: &Target,
     engine: IoEngine,
     context: &Context,
 ) -> Result<BackupReport> {
@@ -101,13 +101,13 @@ impl<'a> Backup<'a> {
     fn begin(
         request: &'a BackupRequest,
         views: &[View],
-        target: Target,
+        target: &Target,
         engine: IoEngine,
         context: &'a Context,
         time_ns: i64,
     ) -> Result<Backup<'a>> {
-        let archive = match &target {
-            Target::Archive(archive) => Some(archive.clone()),
+        let archive = match target {
+            Target::Archive(archive) => Some((**archive).clone()),
             Target::Stdout | Target::Nowhere => None,
         };
         let parents = match &archive {
@@ -118,7 +118,7 @@ impl<'a> Backup<'a> {
         let fresh = Arc::new(Fresh::default());
         let mut resumed_bytes = 0;
         let (session, index) = match &archive {
-            None => (fresh_session(&target, time_ns, &fresh)?, None),
+            None => (fresh_session(target, time_ns, &fresh)?, None),
             Some(archive) => {
                 let (session, index, resumed) =
                     home_session(archive, &fresh, engine, context, request.dry_run)?;
@@ -428,6 +428,7 @@ fn home_session(
     context: &Context,
     dry_run: bool,
 ) -> Result<(Session, Index, u64)> {
+    check_foundation(archive)?;
     let runs = archive.last.as_ref().map(|commit| commit.runs.clone()).unwrap_or_default();
     let index = Index::new(Arc::clone(&archive.home), runs);
     let end = archive.end().0;
@@ -447,7 +448,10 @@ fn home_session(
         context.observer.notice(&text);
     }
     if len != beginning.position.0 && !dry_run {
-        archive.home.set_len(beginning.position.0).map_err(|error| {
+        // Synced before anything is written there: else a second crash might bring back what the
+        // first one left, behind records that it does not know of.
+        let cut = archive.home.set_len(beginning.position.0).and_then(|()| archive.home.sync());
+        cut.map_err(|error| {
             Error::io("cannot cut off what an interrupted run left in", archive.label(), error)
         })?;
     }

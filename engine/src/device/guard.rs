@@ -12,12 +12,13 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use nix::errno::Errno;
 
 use super::file::{Access, FileDevice, FileIdentity};
 use super::in_use::{self, Use};
-use super::open::{check_kind, look};
+use super::open::{RELEASE_GRACE, check_kind, look};
 use super::{Device, ExtentKind, Extents, sysfs};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::ioctl;
@@ -165,8 +166,16 @@ fn stands_on(upper: &FileIdentity, lower: &FileIdentity) -> bool {
     })
 }
 
+/// Opens it. What a killed process held is waited for as long as the kernel may take to let go.
 fn open(target: &Path, seen: &FileIdentity) -> Result<FileDevice> {
-    FileDevice::open(target, Access::Write).map_err(|error| {
+    let is_busy = |error: &io::Error| error.kind() == io::ErrorKind::ResourceBusy;
+    let started = Instant::now();
+    let mut outcome = FileDevice::open(target, Access::Write);
+    while outcome.as_ref().is_err_and(is_busy) && started.elapsed() < RELEASE_GRACE {
+        std::thread::sleep(RELEASE_GRACE / 50);
+        outcome = FileDevice::open(target, Access::Write);
+    }
+    outcome.map_err(|error| {
         match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EBUSY) => {
                 // Somebody claimed it since the look, or from another mount name space.

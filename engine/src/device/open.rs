@@ -4,10 +4,15 @@ use std::fs::{FileType, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use std::time::Duration;
 
 use super::file::{Access, FileDevice};
 use super::{Device, Resize};
 use crate::error::{Error, ErrorKind, Result};
+
+/// How long files and devices may stay in use behind a killed process: io_uring lets go of them
+/// only when the requests in flight are through, some milliseconds after the process is gone.
+pub(crate) const RELEASE_GRACE: Duration = Duration::from_millis(500);
 
 /// Opens a volume to be read: a regular file or a block device that is not empty.
 ///

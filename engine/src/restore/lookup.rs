@@ -12,6 +12,7 @@ use voltar_format::{Id, LogOffset};
 
 use super::job::{Job, Nodes, Tally, is_damage};
 use super::marks::Marks;
+use super::neighbours::Neighbours;
 use crate::archive::index::{Place, missing};
 use crate::archive::store::place_of;
 use crate::error::{Error, Result};
@@ -70,7 +71,7 @@ pub struct Lookup<'a> {
     context: &'a Context,
     cursor: Cursor,
     nodes: Nodes<'a>,
-    last: Option<(Id, Place)>,
+    neighbours: Neighbours,
 }
 
 /// A window being filled.
@@ -95,7 +96,16 @@ impl<'a> Lookup<'a> {
         context: &'a Context,
     ) -> Result<Lookup<'a>> {
         let (cursor, nodes) = (job.cursor(), job.nodes(&tally.damaged)?);
-        Ok(Lookup { job, marks, blank, tally, context, cursor, nodes, last: None })
+        Ok(Lookup {
+            job,
+            marks,
+            blank,
+            tally,
+            context,
+            cursor,
+            nodes,
+            neighbours: Neighbours::new(job.shape.chunk_len()),
+        })
     }
 
     /// The next window; `None` at the volume's end.
@@ -173,13 +183,13 @@ impl<'a> Lookup<'a> {
     }
 
     fn place(&mut self, id: &Id) -> Result<Place, Error> {
-        if let Some((_, place)) = self.last.filter(|(last, _)| last == id) {
+        if let Some(place) = self.neighbours.find(id) {
             return Ok(place);
         }
         let entry = self.job.index.find(id)?;
         let entry = entry.ok_or_else(|| missing(self.job.archive.label(), id))?;
         let place = place_of(&entry);
-        self.last = Some((*id, place));
+        self.neighbours.learn(&*self.job.archive.home, &place);
         Ok(place)
     }
 }

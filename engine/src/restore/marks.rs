@@ -133,7 +133,8 @@ mod tests {
         assert!(marks.words.len() <= 128);
         let unit = 1 << marks.unit_shift;
         marks.mark(unit + 5..unit + 6);
-        assert_eq!(marks.marked().collect::<Vec<_>>(), [unit..2 * unit]);
+        assert_eq!(marks.marked().next(), Some(unit..2 * unit));
+        assert_eq!(marks.marked().count(), 1);
         assert_eq!(marks.span(unit + 7..4 * unit), (unit + 7..2 * unit, true));
         assert_eq!(marks.span(0..unit), (0..unit, false));
     }

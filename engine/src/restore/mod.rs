@@ -15,6 +15,7 @@ pub mod job;
 mod limit;
 mod lookup;
 mod marks;
+mod neighbours;
 mod plan;
 mod ranges;
 mod read;

@@ -52,12 +52,15 @@ pub fn check(request: &RestoreRequest) -> Result<()> {
     }
     let mut paths: Vec<_> = request.targets.iter().map(|target| &target.path).collect();
     paths.sort();
-    match paths.windows(2).find(|pair| pair[0] == pair[1]) {
+    let twice = paths.windows(2).find_map(|pair| match pair {
+        [one, other] if one == other => Some(one),
+        _ => None,
+    });
+    match twice {
         None => Ok(()),
-        Some(pair) => {
-            let error = Error::new(ErrorKind::InvalidRequest, "a target is named twice");
-            Err(error.on(pair[0].display().to_string()).hint("each volume needs its own"))
-        }
+        Some(path) => Err(Error::new(ErrorKind::InvalidRequest, "a target is named twice")
+            .on(path.display().to_string())
+            .hint("each volume needs its own")),
     }
 }
 

@@ -118,6 +118,28 @@ pub fn remark(cleared: &Cleared, job: &Job) -> Option<String> {
     })
 }
 
+/// Opens or creates the target, and says how it is to be written and what is to be undone.
+fn open(cleared: Cleared, job: &Job, request: &RestoreRequest) -> Result<(FileDevice, How, Undo)> {
+    let needs = job.shape.size();
+    match cleared {
+        Cleared::Absent(path) => {
+            let device = create_target_file(&path, needs)?;
+            Ok((device, How { blank: true, ..How::default() }, Undo::Remove))
+        }
+        Cleared::Present { device, holds_data, resumes } => {
+            let has = device.identity().size;
+            let delta = match request.delta {
+                Delta::Auto if !holds_data || request.discard => Delta::Off,
+                delta => delta,
+            };
+            // What an empty file gains by becoming longer reads as zeroes.
+            let how = How { blank: has == 0, resumes, delta };
+            let undo = if has < needs { Undo::SetLen(has) } else { Undo::Nothing };
+            Ok((device, how, undo))
+        }
+    }
+}
+
 impl Ready {
     /// Creates what is absent, stores the note, and gives a file room for the volume.
     ///
@@ -131,24 +153,7 @@ impl Ready {
         warnings: &mut Vec<String>,
     ) -> Result<Ready> {
         let notes = request.state_dir.clone();
-        let (device, how, undo) = match cleared {
-            Cleared::Absent(path) => {
-                let device = create_target_file(&path, job.shape.size())?;
-                (device, How { blank: true, ..How::default() }, Undo::Remove)
-            }
-            Cleared::Present { device, holds_data, resumes } => {
-                let was_empty = device.identity().size == 0;
-                let delta = match request.delta {
-                    Delta::Auto if !holds_data || request.discard => Delta::Off,
-                    delta => delta,
-                };
-                let undo = match device.identity().size < job.shape.size() {
-                    true => Undo::SetLen(device.identity().size),
-                    false => Undo::Nothing,
-                };
-                (device, How { blank: was_empty, resumes, delta }, undo)
-            }
-        };
+        let (device, how, undo) = open(cleared, job, request)?;
         let note = note_of(&device, job, snapshot);
         let mut ready = Ready { device, how, undo, note, noted: false, notes };
         ready.store_note(warnings);

@@ -17,6 +17,7 @@ mod note;
 mod plan;
 mod reach;
 mod read;
+mod record;
 mod run;
 mod salvage;
 mod select;

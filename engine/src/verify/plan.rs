@@ -7,17 +7,17 @@ use std::sync::Arc;
 
 use voltar_format::checksum::LogHasher;
 use voltar_format::commit::{Commit, RunEntry};
-use voltar_format::frame::{ChunkEntry, FrameHead};
-use voltar_format::index::{RunHead, check_foot_block, check_head_block};
-use voltar_format::limits::{BLOCK_LEN, SEGMENT_LEN_MAX};
+use voltar_format::frame::ChunkEntry;
+use voltar_format::index::RunHead;
+use voltar_format::limits::BLOCK_LEN;
 use voltar_format::manifest::Manifest;
 use voltar_format::record::{FLAG_SECOND_COPY, RecordHead, RecordKind};
-use voltar_format::segment::{Footer, FrameEntry, Table, check_tail};
+use voltar_format::segment::{FrameEntry, Table};
 use voltar_format::{FormatError, Id, LogOffset, Structure};
 
 use super::findings::{Finding, Loss};
 use super::read::READ_LEN;
-use super::salvage::salvage;
+use super::record::{Record, misfit};
 use crate::archive::chain::{Link, links};
 use crate::archive::open::Archive;
 use crate::archive::read_exact;
@@ -26,9 +26,6 @@ use crate::error::{ErrorKind, Result};
 use crate::options::VerifyRequest;
 
 pub(super) const BLOCK: u64 = BLOCK_LEN as u64;
-
-/// Most bytes from a segment's table to its end: more cannot be of a table within the limits.
-const TAIL_LEN_MAX: u64 = 4 << 20;
 
 /// One frame to check.
 #[derive(Clone, Debug)]
@@ -426,198 +423,9 @@ fn misplaced(head: &RecordHead, expected: &Expected) -> impl Iterator<Item = Str
     .flatten()
 }
 
-/// A record between two commits: its first and last block.
-struct Record {
-    range: Range<u64>,
-    head: Option<RecordHead>,
-    head_kind: Option<RecordKind>,
-    first: Vec<u8>,
-    last: Vec<u8>,
-    footer: Option<(Footer, RecordKind)>,
-}
-
-impl Record {
-    /// Reads and checks both ends.
-    fn look(archive: &Archive, range: Range<u64>, send: Send<'_>) -> Result<Record> {
-        let (start, end) = (range.start, range.end);
-        let head_at = start..start + RecordHead::LEN as u64;
-        let foot_at = end - Footer::LEN as u64..end;
-        let (first, head) = block(archive, start, |block| {
-            RecordHead::decode_at(block, LogOffset(start), Some(archive.id))
-        });
-        let (last, footer) = block(archive, end - BLOCK, |block| {
-            let found = Footer::decode_at(block, LogOffset(end), Some(archive.id))?;
-            match found.0.start.0 == start {
-                true => Ok(found),
-                false => Err(misfit(Structure::Footer, "F-033", "it belongs to another record")),
-            }
-        });
-        let head = told(head, "record", &head_at, send)?;
-        let footer = told(footer, "footer", &foot_at, send)?;
-        let head_kind = head.as_ref().map(|(_, kind)| *kind);
-        let record =
-            Record { range, head: head.map(|(head, _)| head), head_kind, first, last, footer };
-        record.check_agreement(&head_at, send)?;
-        Ok(record)
-    }
-
-    /// Head and footer speak of the same record.
-    fn check_agreement(&self, head_at: &Range<u64>, send: Send<'_>) -> Result<()> {
-        let (Some(head), Some((footer, kind))) = (&self.head, &self.footer) else {
-            return Ok(());
-        };
-        if head.sequence == footer.sequence && self.head_kind == Some(*kind) {
-            return Ok(());
-        }
-        let error = misfit(Structure::Footer, "F-033", "it contradicts its record's head");
-        let range = head_at.start..self.range.end;
-        send(Job::Found(Finding::of(&error, range, Loss::Nothing)))
-    }
-
-    fn is_damaged(&self) -> bool {
-        self.head.is_none() || self.footer.is_none()
-    }
-
-    fn sequence(&self) -> Option<u64> {
-        let footer = self.footer.as_ref().map(|(footer, _)| footer.sequence);
-        footer.or(self.head.as_ref().map(|head| head.sequence))
-    }
-
-    fn kind(&self) -> RecordKind {
-        let footer = self.footer.as_ref().map(|(_, kind)| *kind);
-        footer.or(self.head_kind).unwrap_or(RecordKind::Data)
-    }
-
-    /// Checks the ends of an index run and has its pages read.
-    fn index_run(&self, listed: Option<RunEntry>, send: Send<'_>) -> Result<()> {
-        let (start, end) = (self.range.start, self.range.end);
-        let head = match self.run_head() {
-            Ok(head) => head,
-            Err(error) => {
-                send(Job::Found(Finding::of(&error, start..start + BLOCK, Loss::Nothing)))?;
-                None
-            }
-        };
-        if let Err(error) = check_foot_block(&self.last) {
-            let error = error.at(LogOffset(end - BLOCK));
-            send(Job::Found(Finding::of(&error, end - BLOCK..end, Loss::Nothing)))?;
-        }
-        let body_hash = self.footer.as_ref().map(|(footer, _)| footer.body_hash);
-        let run = PlannedRun { range: self.range.clone(), head, listed, body_hash };
-        let pages = run.pages();
-        send(Job::RunStarts(Box::new(run)))?;
-        let step = READ_LEN / BLOCK;
-        for first in (0..pages).step_by(step as usize) {
-            let from = start + (first + 1) * BLOCK;
-            let read = from..from + step.min(pages - first) * BLOCK;
-            send(Job::Pages { first, read })?;
-        }
-        send(Job::RunEnds)
-    }
-
-    /// The numbers in the first block of an index run; none if its head is damaged, which was
-    /// told.
-    fn run_head(&self) -> Result<Option<RunHead>, FormatError> {
-        self.head.as_ref().map(|head| check_head_block(&self.first, head)).transpose()
-    }
-
-    /// Checks the table of a data segment and has its frames read; says where the table is.
-    fn segment(&self, archive: &Archive, checked: bool, send: Send<'_>) -> Result<Spot> {
-        let start = self.range.start;
-        let none = Spot { start, table_offset: 0, table_len: 0 };
-        let Some((footer, _)) = self.footer.as_ref() else {
-            return self.unsealed(archive, checked, send);
-        };
-        let spot = Spot { start, table_offset: footer.table_offset, table_len: footer.table_len };
-        if !checked {
-            return Ok(spot);
-        }
-        match self.tail(archive, footer) {
-            Ok(table) => {
-                send_frames(Frames::of(start, table), send)?;
-                Ok(spot)
-            }
-            Err(finding) => {
-                let frames_end = self.frames_end(footer);
-                send(Job::Found(finding))?;
-                salvage(archive, start + RecordHead::LEN as u64..frames_end, send)?;
-                Ok(none)
-            }
-        }
-    }
-
-    /// Where the frames end according to the footer, if that can be.
-    fn frames_end(&self, footer: &Footer) -> u64 {
-        let table = self.range.start + u64::from(footer.table_offset);
-        match (self.range.start + RecordHead::LEN as u64..self.range.end).contains(&table) {
-            true => table,
-            false => self.range.end - Footer::LEN as u64,
-        }
-    }
-
-    /// The table of a segment with a whole footer.
-    fn tail(&self, archive: &Archive, footer: &Footer) -> Result<Table, Finding> {
-        let (start, end) = (self.range.start, self.range.end);
-        let table_at = start.saturating_add(footer.table_offset.into());
-        let within = start + RecordHead::LEN as u64..end - Footer::LEN as u64;
-        let tail_len = end.saturating_sub(table_at);
-        if !within.contains(&table_at) || tail_len > TAIL_LEN_MAX || end - start > SEGMENT_LEN_MAX {
-            let error = misfit(Structure::Footer, "F-033", "its lengths are out of range");
-            return Err(Finding::of(&error, end - Footer::LEN as u64..end, Loss::Nothing));
-        }
-        let home = &*archive.home;
-        let bytes = read_exact(home, LogOffset(table_at), tail_len as usize)
-            .map_err(|error| Finding::unread("table", table_at..end, &error, Loss::Nothing))?;
-        let table_end = table_at.saturating_add(footer.table_len.into()).min(end);
-        let table = Table::decode(&bytes).map_err(|error| {
-            Finding::of(&error.at(LogOffset(table_at)), table_at..table_end, Loss::Nothing)
-        })?;
-        check_tail(&bytes, footer, &table)
-            .map_err(|error| Finding::of(&error, table_at..end, Loss::Nothing))?;
-        Ok(table)
-    }
-
-    /// A segment without a whole footer: its table, if it can be found, or its frames alone.
-    fn unsealed(&self, archive: &Archive, checked: bool, send: Send<'_>) -> Result<Spot> {
-        let start = self.range.start;
-        let none = Spot { start, table_offset: 0, table_len: 0 };
-        if !checked {
-            return Ok(none);
-        }
-        let frames = start + RecordHead::LEN as u64..self.range.end - Footer::LEN as u64;
-        let Some((table_at, table)) = find_table(archive, frames.clone()) else {
-            salvage(archive, frames, send)?;
-            return Ok(none);
-        };
-        send_frames(Frames::of(start, table), send)?;
-        Ok(Spot { start, table_offset: (table_at - start) as u32, table_len: 0 })
-    }
-}
-
-/// Follows frame heads to the table behind the last frame.
-fn find_table(archive: &Archive, frames: Range<u64>) -> Option<(u64, Table)> {
-    let segment = frames.start - RecordHead::LEN as u64;
-    let mut at = frames.start;
-    while at + (FrameHead::LEN as u64) < frames.end && at - segment < SEGMENT_LEN_MAX {
-        let head = read_exact(&*archive.home, LogOffset(at), FrameHead::LEN).ok()?;
-        if Table::is_candidate(&head) {
-            let len = Table::encoded_len(&head).ok()?;
-            let fits = at.checked_add(len as u64).is_some_and(|end| end <= frames.end);
-            let bytes =
-                read_exact(&*archive.home, LogOffset(at), if fits { len } else { 0 }).ok()?;
-            let table = Table::decode(&bytes).ok()?;
-            return (table.offset_in_segment() == at - segment).then_some((at, table));
-        }
-        let head = voltar_format::frame::Frame::decode_head(&head).ok()?;
-        at +=
-            u64::from(head.stored_len).next_multiple_of(voltar_format::limits::FRAME_ALIGN as u64);
-    }
-    None
-}
-
 impl Frames {
     /// The frames of the segment at `start` that `table` speaks of.
-    fn of(start: u64, table: Table) -> Frames {
+    pub(super) fn of(start: u64, table: Table) -> Frames {
         let table_at = start + table.offset_in_segment();
         let mut ends: VecDeque<u64> =
             table.frames.iter().skip(1).map(|frame| start + u64::from(frame.offset)).collect();
@@ -648,40 +456,4 @@ pub(super) fn send_frames(frames: Frames, send: Send<'_>) -> Result<()> {
         send(Job::Frames { of: Arc::clone(&of), which, read })?;
     }
     Ok(())
-}
-
-/// The value, or nothing once what is wrong with it is told.
-fn told<T>(
-    found: Result<T, Finding>,
-    structure: &str,
-    range: &Range<u64>,
-    send: Send<'_>,
-) -> Result<Option<T>> {
-    match found {
-        Ok(value) => Ok(Some(value)),
-        Err(finding) => {
-            let structure = structure.to_owned();
-            send(Job::Found(Finding { range: range.clone(), structure, ..finding }))?;
-            Ok(None)
-        }
-    }
-}
-
-/// Reads the block at `at` and checks it; a block that cannot be read is zeroes and a finding.
-fn block<T>(
-    archive: &Archive,
-    at: u64,
-    check: impl FnOnce(&[u8]) -> Result<T, FormatError>,
-) -> (Vec<u8>, Result<T, Finding>) {
-    match read_exact(&*archive.home, LogOffset(at), BLOCK_LEN) {
-        Ok(block) => {
-            let checked = check(&block).map_err(|error| Finding::of(&error, at..at, Loss::Nothing));
-            (block, checked)
-        }
-        Err(error) => (vec![0; BLOCK_LEN], Err(Finding::unread("", at..at, &error, Loss::Nothing))),
-    }
-}
-
-fn misfit(structure: Structure, requirement: &'static str, problem: &str) -> FormatError {
-    FormatError::new(structure, requirement, problem)
 }

@@ -188,7 +188,7 @@ impl Writer {
         let entries: Vec<ChunkEntry> = items.into_iter().map(|(entry, _)| entry).collect();
         let mut out = vec![0; raw.len()];
         self.frames += 1;
-        let level = if self.frames % 4 == 0 { Level::Store } else { Level::Zstd(1) };
+        let level = if self.frames.is_multiple_of(4) { Level::Store } else { Level::Zstd(1) };
         let packed = self.encoder.encode(&raw, level, &mut out).unwrap();
         let (codec, payload) = match packed {
             Some(len) => (Codec::Zstd, &out[..len]),

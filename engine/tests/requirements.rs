@@ -1,0 +1,122 @@
+//! Requirements of FORMAT.md that the engine checks because bytes alone do not show them.
+#![allow(clippy::unwrap_used, reason = "tests assert")]
+
+use std::sync::Arc;
+
+use voltar_engine::archive::index::{Fresh, Index, Place};
+use voltar_engine::archive::open::Archive;
+use voltar_engine::archive::resume::check_segment;
+use voltar_engine::archive::store::{Store, check_id};
+use voltar_engine::device::Device;
+use voltar_engine::device::memory::MemoryDevice;
+use voltar_engine::error::{Error, ErrorKind};
+use voltar_format::checksum::{chunk_id, crc32c, node_id};
+use voltar_format::frame::{ChunkEntry, Codec, Frame, ItemKind, encode_head, head_len};
+use voltar_format::header::Header;
+use voltar_format::record::{RECORD_MAGIC, RecordHead, RecordKind};
+use voltar_format::segment::Table;
+use voltar_format::wire::Reserved;
+use voltar_format::{ArchiveId, FormatError, Id, LogOffset, SessionId};
+
+const ARCHIVE: ArchiveId = ArchiveId([7; 16]);
+const ITEM: &[u8] = b"an item";
+
+fn frame(id: Id) -> Vec<u8> {
+    let entry = ChunkEntry {
+        id,
+        index: 0,
+        raw_len: ITEM.len() as u32,
+        volume: 0,
+        kind: ItemKind::Chunk as u8,
+        reserved: Reserved,
+    };
+    let mut bytes = vec![0; head_len(1)];
+    encode_head(Codec::Store, &[entry], ITEM.len() as u32, crc32c(ITEM), &mut bytes);
+    bytes.extend_from_slice(ITEM);
+    bytes
+}
+
+/// An archive of one segment that holds one frame with an item of this id. `change` spoils the
+/// table before it is sealed.
+fn archive(id: Id, change: impl FnOnce(&mut Table)) -> (Archive, u64) {
+    let head = RecordHead {
+        magic: RECORD_MAGIC,
+        kind: RecordKind::Data as u8,
+        flags: 0,
+        reserved_a: Reserved,
+        archive_id: ARCHIVE,
+        offset: LogOffset(4096),
+        sequence: 1,
+        session: SessionId([1; 16]),
+        last_commit: LogOffset(0),
+        previous: LogOffset(0),
+        body_len: 0,
+        body_crc: 0,
+        reserved_b: Reserved,
+        crc: 0,
+    };
+    let frame = frame(id);
+    let mut table = Table::default();
+    table.push(128, &Frame::decode(&frame).unwrap());
+    let table_offset = table.offset_in_segment();
+    change(&mut table);
+    let mut bytes = Header::new(ARCHIVE, 0).encode().to_vec();
+    bytes.extend_from_slice(&head.seal());
+    bytes.extend_from_slice(&frame);
+    bytes.resize(4096 + table_offset as usize, 0);
+    bytes.extend(table.seal(ARCHIVE, LogOffset(4096), 1, table_offset as u32));
+    let home = MemoryDevice::new(bytes.len() as u64);
+    home.write_at(&bytes, 0).unwrap();
+    (Archive::open(Arc::new(home)).unwrap(), bytes.len() as u64)
+}
+
+#[track_caller]
+fn assert_breaks(error: &Error, requirement: &str) {
+    assert_eq!(error.kind(), ErrorKind::Damaged);
+    let cause = std::error::Error::source(error).unwrap();
+    let cause = cause.downcast_ref::<FormatError>().unwrap();
+    assert_eq!(cause.requirement, requirement, "{cause}");
+}
+
+/// Looks `id` up in an archive whose one frame, said to hold it, holds `stored`.
+fn look_up(stored: Id, id: Id) -> Error {
+    let (archive, _) = archive(stored, |_| {});
+    let fresh = Arc::new(Fresh::default());
+    let frame_len = (head_len(1) + ITEM.len()) as u32;
+    let place = Place { frame: LogOffset(4224), frame_len, slot: 0, kind: ItemKind::Chunk as u8 };
+    fresh.place(&id, place);
+    let index = Index::new(Arc::clone(&archive.home), Vec::new());
+    let mut store = Store::new(archive.home, index).unwrap().with_fresh(fresh);
+    store.item(&id, ItemKind::Chunk).unwrap_err()
+}
+
+#[test]
+fn f_029_bytes_that_do_not_match_their_id_are_refused() {
+    check_id(ITEM, &chunk_id(ITEM), ItemKind::Chunk).unwrap();
+    check_id(ITEM, &node_id(ITEM), ItemKind::Node).unwrap();
+    let as_node = check_id(ITEM, &chunk_id(ITEM), ItemKind::Node).unwrap_err();
+    assert_eq!(as_node.requirement, "F-029");
+    assert_breaks(&look_up(Id([3; 32]), Id([3; 32])), "F-029");
+}
+
+#[test]
+fn f_036_a_table_that_speaks_of_other_frames_ends_the_adoption() {
+    let (whole, end) = archive(chunk_id(ITEM), |_| {});
+    assert!(check_segment(&whole, LogOffset(4096), end).is_ok());
+    let (spoiled, end) = archive(chunk_id(ITEM), |table| table.chunks[0].index = 9);
+    let error = check_segment(&spoiled, LogOffset(4096), end).err().unwrap();
+    assert_breaks(&error, "F-036");
+}
+
+#[test]
+fn f_067_an_id_in_no_run_is_named() {
+    let (archive, _) = archive(chunk_id(ITEM), |_| {});
+    let index = Index::new(Arc::clone(&archive.home), Vec::new());
+    let mut store = Store::new(archive.home, index).unwrap();
+    assert_breaks(&store.item(&chunk_id(ITEM), ItemKind::Chunk).unwrap_err(), "F-067");
+}
+
+#[test]
+fn f_068_a_frame_that_does_not_hold_the_id_is_named() {
+    assert_breaks(&look_up(Id([3; 32]), chunk_id(ITEM)), "F-068");
+}
