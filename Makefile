@@ -30,10 +30,7 @@ bench-memory: build ## peak memory on a 16 TiB sparse volume
 	@benches/memory.sh
 
 fuzz: ## every fuzz target for FUZZ_SECONDS (default 600)
-	@cd fuzz && for target in $$(cargo +nightly fuzz list); do \
-		echo "== $$target"; \
-		cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=1024 || exit 1; \
-	done
+	@fuzz/smoke.sh --seconds $(FUZZ_SECONDS)
 
 soak: ## all tests, the slow ones too, with SOAK_CASES cases per property
 	PROPTEST_CASES=$(SOAK_CASES) $(CARGO) test --release --workspace -- --include-ignored

@@ -28,7 +28,7 @@ fn program_like(len: usize) -> Vec<u8> {
         state =
             state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let pick = (state >> 33) as usize;
-        if pick % 3 == 0 && bytes.len() > 512 {
+        if pick.is_multiple_of(3) && bytes.len() > 512 {
             let from = bytes.len() - 1 - pick % 500;
             let count = 4 + pick % 24;
             for at in from..from + count {

@@ -28,6 +28,9 @@ pub struct Archive {
     pub header: Result<Header, FormatError>,
     /// Its last commit; `None` for an archive without snapshots.
     pub last: Option<Commit>,
+    /// Where a later commit was that a whole record behind it names and that is damaged in both
+    /// copies: it existed, so this is no interrupted run.
+    pub lost: Option<LogOffset>,
 }
 
 /// What a file is, before it is opened.
@@ -102,13 +105,21 @@ impl Archive {
             Err(error) => first_record(&*home, len)
                 .ok_or_else(|| format_error(home.label(), error.clone()))?,
         };
-        let last = find_last_commit(&*home, id, len)?;
-        Ok(Archive { home, id, header, last })
+        let mut lost = None;
+        let last = search_back(&*home, id, len, &mut lost)?;
+        Ok(Archive { home, id, header, last, lost })
     }
 
     /// What messages call it.
     pub fn label(&self) -> &str {
         self.home.label()
+    }
+
+    /// What is wrong with a later commit than the last, if there was one.
+    pub fn lost_commit(&self) -> Option<FormatError> {
+        let problem = "both copies of the last commit are damaged; records behind it name it";
+        self.lost
+            .map(|at| FormatError::new(voltar_format::Structure::Commit, "F-044", problem).at(at))
     }
 
     /// Where the committed log ends.
@@ -224,6 +235,16 @@ fn read_copy(home: &dyn Home, id: ArchiveId, offset: LogOffset) -> Result<Commit
 /// # Errors
 /// Of reading; `UnsupportedFormat`.
 pub fn find_last_commit(home: &dyn Home, id: ArchiveId, len: u64) -> Result<Option<Commit>> {
+    search_back(home, id, len, &mut None)
+}
+
+/// As [`find_last_commit`]; notes the commit that a record names and that cannot be read.
+fn search_back(
+    home: &dyn Home,
+    id: ArchiveId,
+    len: u64,
+    lost: &mut Option<LogOffset>,
+) -> Result<Option<Commit>> {
     let mut end = len / BLOCK * BLOCK;
     while end > BLOCK {
         let start = end.saturating_sub(WINDOW_LEN).max(BLOCK);
@@ -231,7 +252,7 @@ pub fn find_last_commit(home: &dyn Home, id: ArchiveId, len: u64) -> Result<Opti
         for from in (0..window.len()).step_by(BLOCK_LEN).rev() {
             let at = start + from as u64;
             let block = &window[from..from + BLOCK_LEN];
-            if let Some(commit) = commit_near(home, id, LogOffset(at), block)? {
+            if let Some(commit) = commit_near(home, id, LogOffset(at), block, lost)? {
                 return Ok(Some(commit));
             }
             if points_to_none(id, LogOffset(at), block) {
@@ -249,6 +270,7 @@ fn commit_near(
     id: ArchiveId,
     at: LogOffset,
     block: &[u8],
+    lost: &mut Option<LogOffset>,
 ) -> Result<Option<Commit>> {
     let named = match RecordHead::decode_at(block, at, Some(id)) {
         Ok((_, RecordKind::Commit)) => {
@@ -268,7 +290,10 @@ fn commit_near(
         Some(offset) if offset >= at => Ok(None),
         Some(offset) => match read_commit(home, id, offset) {
             Ok(commit) => Ok(Some(commit)),
-            Err(error) if error.kind() == ErrorKind::Damaged => Ok(None),
+            Err(error) if error.kind() == ErrorKind::Damaged => {
+                lost.get_or_insert(offset);
+                Ok(None)
+            }
             Err(error) => Err(error),
         },
     }

@@ -90,6 +90,11 @@ pub fn adopt(
 /// # Errors
 /// `Damaged`.
 pub fn check_foundation(archive: &Archive) -> Result<()> {
+    if let Some(lost) = archive.lost_commit() {
+        return Err(format_error(archive.label(), lost)
+            .meaning("nothing was changed; older snapshots can still be restored")
+            .hint("run `voltar verify` on it, and back up into a new archive"));
+    }
     let Some(commit) = &archive.last else { return Ok(()) };
     if commit.head.segment_count == 0 && commit.head.log_start == commit.offset {
         return Ok(());

@@ -213,7 +213,7 @@ pub fn open_home(home: Arc<dyn Home>, dry_run: bool) -> Result<Target> {
     let header = new_header(now_ns());
     write_header(&*home, &header)?;
     let id = header.archive_id;
-    Ok(Target::Archive(Box::new(Archive { id, header: Ok(header), last: None, home })))
+    Ok(Target::Archive(Box::new(Archive { id, header: Ok(header), last: None, lost: None, home })))
 }
 
 fn write_header(home: &dyn Home, header: &Header) -> Result<()> {

@@ -212,9 +212,14 @@ impl<'a> Scout<'a> {
     }
 
     fn header(&self, send: Send<'_>) -> Result<()> {
-        match &self.archive.header {
-            Ok(_) => Ok(()),
-            Err(error) => send(Job::Found(Finding::of(error, 0..BLOCK, Loss::Nothing))),
+        if let Err(error) = &self.archive.header {
+            send(Job::Found(Finding::of(error, 0..BLOCK, Loss::Nothing)))?;
+        }
+        match (self.archive.lost_commit(), self.archive.lost) {
+            (Some(error), Some(at)) => {
+                send(Job::Found(Finding::of(&error, at.0..at.0 + BLOCK, Loss::Nothing)))
+            }
+            _ => Ok(()),
         }
     }
 

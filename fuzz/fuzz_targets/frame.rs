@@ -1,0 +1,4 @@
+//! A frame: head, payload, decoding; encoding it again gives the same bytes.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| voltar_fuzz::parsers::frame(data));

@@ -1,0 +1,20 @@
+//! What the fuzz targets share.
+//!
+//! ```text
+//! fuzz_targets/*  ── one line each
+//!   parsers   one structure at a time, checksums repaired, encoded again
+//!   whole     archives through every command ── checks (what must hold of any archive)
+//!     edits     a script of small changes at places that mean something
+//!     repair    recomputes what covers them
+//!     forge     writes archives that no writer would write
+//!   model     scripts of backups against plain bytes
+//! ```
+
+pub mod checks;
+pub mod edits;
+pub mod forge;
+pub mod model;
+pub mod parsers;
+pub mod repair;
+pub mod whole;
+pub mod wire;

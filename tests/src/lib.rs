@@ -1,0 +1,14 @@
+//! What the tests share: running the program, data that replays, devices and mounts that clean up
+//! after themselves, and saying why a test cannot run here.
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+pub mod command;
+pub mod data;
+pub mod device;
+pub mod skip;
+pub mod source;
+
+pub use command::{Ran, Running, Voltar, is_root, program, root};
+pub use data::{Rng, Scratch};
+pub use device::{Loop, Mount};
+pub use skip::skip;
