@@ -92,8 +92,10 @@ impl Sizes {
         // An item costs a read buffer and an output vector; the session's table, the writer's
         // buffers and the compressors take their share of the bound, too.
         let room = (context.memory_bytes / 4 / (2 * READ_LEN)) as usize;
-        let items = (workers * 4 + 8).clamp(8, 96).min(room.max(8));
-        Sizes { workers, items, read_depth: (items as u32 * 2 / 3).clamp(4, 32) }
+        let items = (workers * 8 + 16).clamp(8, 96).min(room.max(8));
+        // Half of the items may be reads under way; the other half wait for workers, so that these
+        // are never idle and the queue before them shows whether they are the bottleneck.
+        Sizes { workers, items, read_depth: (items as u32 / 2).clamp(4, 32) }
     }
 }
 
