@@ -43,10 +43,19 @@ const LADDER: [Level; 11] = [
 /// Where `auto` starts: zstd -4.
 const LADDER_START: usize = 6;
 
-/// Frames between two decisions of `auto`.
-const WINDOW_FRAMES: u32 = 16;
+/// The fastest step that compresses; below it `auto` goes for single frames only.
+const LADDER_LOWEST: usize = 1;
+
+/// Frames between two decisions of `auto`: more than a pipeline holds, so that what a decision did
+/// shows before the next one.
+const WINDOW_FRAMES: u32 = 64;
 
 /// Chooses the level of each frame; shared by all workers.
+///
+/// Two controls, because the pipeline holds milliseconds of work and a slow level takes that long
+/// for one frame. The step moves slowly, one decision a window, to what the machine can keep up
+/// with. A frame that finds the queue long is stored at once, whatever the step: the device shall
+/// not wait for the step to come down.
 #[derive(Debug)]
 pub struct Pace {
     fixed: Option<Level>,
@@ -54,7 +63,8 @@ pub struct Pace {
     frames: AtomicU32,
     crowded: AtomicU32,
     starved: AtomicU32,
-    /// Items waiting for a worker at which the workers count as the bottleneck.
+    /// Items waiting for a worker at which the workers count as the bottleneck. At twice as many
+    /// the device is about to wait.
     crowd: usize,
     /// Finished items at which the sink counts as the bottleneck.
     backlog: usize,
@@ -79,42 +89,44 @@ impl Pace {
         }
     }
 
-    /// The level for the next frame.
-    pub fn level(&self) -> Level {
-        match self.fixed {
-            Some(level) => level,
-            None => LADDER[self.step.load(Ordering::Relaxed).min(LADDER.len() - 1)],
-        }
-    }
-
-    /// Looks at who waits for whom; now and then moves the level.
+    /// The level for the next frame, by who waits for whom.
     ///
     /// Items piling up before the workers: they are the bottleneck, compress less. Workers idle
     /// while the source is slow, or finished items piling up before the sink: there is time,
     /// compress more.
-    pub fn observe(&self, gauge: &Gauge) {
-        if self.fixed.is_some() {
-            return;
+    pub fn level(&self, gauge: &Gauge) -> Level {
+        if let Some(level) = self.fixed {
+            return level;
         }
-        let sink_is_slow = gauge.waiting_for_consumer() >= self.backlog;
-        if sink_is_slow || gauge.waiting_for_work() == 0 {
+        let step = self.step.load(Ordering::Relaxed);
+        let waiting = gauge.waiting_for_work();
+        let level = if gauge.waiting_for_consumer() >= self.backlog || waiting == 0 {
             self.starved.fetch_add(1, Ordering::Relaxed);
-        } else if gauge.waiting_for_work() >= self.crowd {
+            step
+        } else if waiting >= self.crowd * 2 {
             self.crowded.fetch_add(1, Ordering::Relaxed);
-        }
+            0
+        } else if waiting >= self.crowd {
+            self.crowded.fetch_add(1, Ordering::Relaxed);
+            (step - 1).max(LADDER_LOWEST)
+        } else {
+            step
+        };
         if self.frames.fetch_add(1, Ordering::Relaxed) + 1 >= WINDOW_FRAMES {
             self.decide();
         }
+        LADDER[level]
     }
 
+    /// Down fast, up slowly: a step too high costs the device's time, a step too low some bytes.
     fn decide(&self) {
         self.frames.store(0, Ordering::Relaxed);
         let crowded = self.crowded.swap(0, Ordering::Relaxed);
         let starved = self.starved.swap(0, Ordering::Relaxed);
         let step = self.step.load(Ordering::Relaxed);
-        let next = if crowded > WINDOW_FRAMES * 3 / 4 {
-            step.saturating_sub(1)
-        } else if starved > WINDOW_FRAMES / 2 {
+        let next = if crowded > WINDOW_FRAMES / 4 {
+            step.saturating_sub(2).max(LADDER_LOWEST)
+        } else if starved > WINDOW_FRAMES * 7 / 8 {
             (step + 1).min(LADDER.len() - 1)
         } else {
             step
@@ -361,16 +373,29 @@ mod tests {
     #[test]
     fn pace_follows_the_bottleneck() {
         let pace = Pace::new(Compression::Auto, 2, 32);
-        let start = pace.level();
-        let crowded = Gauge::of(20, 0);
-        (0..500).for_each(|_| pace.observe(&crowded));
-        assert_eq!(pace.level(), Level::Store);
-        let idle = Gauge::of(0, 0);
-        (0..500).for_each(|_| pace.observe(&idle));
-        assert_eq!(pace.level(), Level::Zstd(3));
+        let settle = |pace: &Pace, gauge: &Gauge| {
+            (0..LADDER.len() * WINDOW_FRAMES as usize).for_each(|_| drop(pace.level(gauge)));
+        };
+        let (calm, idle, crowded, full) =
+            (Gauge::of(2, 3), Gauge::of(0, 0), Gauge::of(5, 0), Gauge::of(20, 0));
+        assert_eq!(pace.level(&calm), Level::Zstd(-4));
+        settle(&pace, &calm);
+        assert_eq!(pace.level(&calm), Level::Zstd(-4));
+        settle(&pace, &idle);
+        assert_eq!(pace.level(&calm), Level::Zstd(3));
+        // A long queue is relieved at once, not when the step has come down.
+        assert_eq!(pace.level(&full), Level::Store);
+        assert_eq!(pace.level(&calm), Level::Zstd(3));
+        settle(&pace, &crowded);
+        assert_eq!(pace.level(&calm), Level::Zstd(-50));
+        // A sink that is behind leaves time, however long the queue before the workers.
+        settle(&pace, &Gauge::of(10, 20));
+        assert_eq!(pace.level(&Gauge::of(10, 20)), Level::Zstd(3));
+    }
+
+    #[test]
+    fn a_fixed_level_stays() {
         let fixed = Pace::new(Compression::Zstd(7), 2, 32);
-        (0..500).for_each(|_| fixed.observe(&crowded));
-        assert_eq!(fixed.level(), Level::Zstd(7));
-        assert_eq!(start, Level::Zstd(-4));
+        (0..500).for_each(|_| assert_eq!(fixed.level(&Gauge::of(20, 0)), Level::Zstd(7)));
     }
 }

@@ -13,7 +13,7 @@ use voltar_format::wire::{Reserved, is_zero};
 
 use super::read::{Data, Item};
 use crate::archive::index::{Fresh, Index};
-use crate::codec::{Encoder, Pace};
+use crate::codec::{Encoder, Level, Pace};
 use crate::error::Result;
 use crate::io::buffer::Buffer;
 use crate::pipeline::Gauge;
@@ -175,8 +175,8 @@ fn work_data(shared: &Shared, encoder: &mut Encoder, gauge: &Gauge, data: Data) 
     let frame = match fresh.is_empty() {
         true => None,
         false => {
-            shared.pace.observe(gauge);
-            Some(frame(shared, encoder, buffer, gathered, &fresh)?)
+            let level = shared.pace.level(gauge);
+            Some(frame(shared, encoder, level, buffer, gathered, &fresh)?)
         }
     };
     Ok(Work { result: Outcome::Entries(entries), frame, counts, unreadable })
@@ -246,12 +246,13 @@ fn held(shared: &Shared, id: &voltar_format::Id) -> Result<bool> {
 fn frame(
     shared: &Shared,
     encoder: &mut Encoder,
+    level: Level,
     buffer: Buffer,
     len: usize,
     entries: &[ChunkEntry],
 ) -> Result<NewFrame> {
     let mut out = shared.vectors.take();
-    let encoded = encoder.encode(&buffer[..len], shared.pace.level(), &mut out)?;
+    let encoded = encoder.encode(&buffer[..len], level, &mut out)?;
     let (codec, payload) = match encoded {
         Some(count) => (Codec::Zstd, Payload::Encoded(out, count)),
         None => {
