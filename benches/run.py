@@ -10,7 +10,9 @@ How it measures:
 - Wall time ends when the output is on the medium: the file system is flushed, and that counts.
 - CPU time and peak memory are those of the whole process and its children, from wait4. The peak has
   a floor of about 10 MiB, the program that starts the command.
-- fio's best sequential direct read and write of the same bytes, in the same run, are the measure.
+- fio's best sequential direct read and write of the same bytes are the measure. Where a row is held
+  against them, fio runs right before and right after it, and the better of the two counts: a disk that
+  others use moves by half within seconds.
 - Every restored byte is compared with the source. A mismatch fails the run.
 - With --runs N, the median of each figure.
 
@@ -59,6 +61,7 @@ class Bench:
         self.dir = os.path.join(folder, "scratch")
         self.memory = os.path.join(MEMORY, f"voltar-bench-{os.getpid()}")
         self.rows = {}
+        self.limits = {}
         self.failures = []
         self.loops = []
 
@@ -120,19 +123,35 @@ class Bench:
             sample["answer"] = read_json(answer)
         return sample
 
-    def step(self, work, program, action, **extra):
-        """Runs `action`, which returns a sample, and files it under its row."""
+    def step(self, work, program, action, beside=None):
+        """Runs `action`, which returns a sample, and files it under its row; measures the limit `beside`
+        before and after it."""
         row = self.rows.setdefault((work, program), {"work": work, "program": program, "samples": []})
-        row.update(extra)
         say(f"{work}: {program}")
         try:
-            row["samples"].append(action())
-            return row["samples"][-1]
+            before = beside() if beside else None
+            sample = action()
+            if beside:
+                sample["limit"] = max(before, beside())
+            row["samples"].append(sample)
+            return sample
         except Failed as failure:
             row["failed"] = str(failure)
             self.failures.append(f"{work}, {program}: {failure}")
             say(f"  FAILED {failure}")
             return None
+
+    def fio_now(self, name, path, size):
+        """Measures fio at this moment, with the setting that was best before; `None` if there was none."""
+        if not self.limits.get(name):
+            return None
+        block, depth = self.limits[name]["setting"].split(" x ")
+
+        def rate():
+            self.drop_caches()
+            return fio(name.split()[0], path, size, block, int(depth))
+
+        return rate
 
     def compare(self, restored, source):
         self.drop_caches()
@@ -303,7 +322,6 @@ def limits(bench, voltar, with_random):
     attempt("write", write)
     if ROOT:
         attempt("write loop", through_loop)
-    remove(bench.path("fio.img"))
     attempt("zstd -1", codec)
     attempt("blake3", digest)
     remove(bench.shm("sample"))
@@ -314,7 +332,7 @@ def limits(bench, voltar, with_random):
 
 
 def run_voltar(bench, voltar):
-    """The life of an archive: full, unchanged, next day, verify, restore three ways."""
+    """The life of an archive: full, unchanged, next day, verify, and every way to restore."""
     day0, day1, disk = bench.disk["day0"], bench.disk["day1"], bench.disk
     archive, fast = bench.path("auto.voltar"), bench.shm("auto.voltar")
     level1, target = bench.shm("zstd1.voltar"), bench.path("target.img")
@@ -329,32 +347,45 @@ def run_voltar(bench, voltar):
         sample = bench.measure([voltar, "verify", of, "--json", "--quiet", *more])
         return {**sample, "stored_bytes": stored(of)}
 
-    def restore(snapshot, to, compared_with, *more):
-        command = [voltar, "restore", f"{archive}@{snapshot}", to, "--json", "--quiet", *more]
+    def restore(of, to, *more, compared_with=day1):
+        command = [voltar, "restore", f"{of}@latest", to, "--json", "--quiet", *more]
         sample = bench.measure(command, into=bench.dir)
         bench.compare(to, compared_with)
         return sample
 
-    def onto_device():
+    def onto_device(of):
         # Full of other bytes: what must become zero is not zero yet.
         output(["cp", "--sparse=never", disk.get("random") or day0, target])
         loop = bench.attach(target)
         try:
-            return restore("latest", loop, day1, "--overwrite", "--delta", "off")
+            return restore(of, loop, "--overwrite", "--delta", "off")
         finally:
             bench.detach(loop)
 
     def in_place():
         output(["cp", "--sparse=never", day0, target])
-        sample = restore("latest", target, day1, "--overwrite", "--delta", "auto")
+        sample = restore(archive, target, "--overwrite", "--delta", "auto")
         volume = (sample.get("answer") or {}).get("volumes", [{}])[0]
         if "written_bytes" in volume:
             sample["written_bytes"] = volume["written_bytes"] + volume.get("zeroed_bytes", 0)
         return sample
 
-    step = bench.step
+    step, size = bench.step, disk["size"]
+    reading = bench.fio_now("read", day0, size)
+    writing = bench.fio_now("write", bench.path("fio.img"), size)
+
+    def reading_archive():
+        return bench.fio_now("read", archive, stored(archive) // MIB * MIB)
+
+    def writing_loop():
+        loop = bench.attach(bench.path("fio.img"))
+        try:
+            return bench.fio_now("write loop", loop, size)()
+        finally:
+            bench.detach(loop)
+
     if shm_has_room(disk["nonzero_bytes"]):
-        step("full, to memory", "voltar auto", lambda: backup(day0, fast))
+        step("full, to memory", "voltar auto", lambda: backup(day0, fast), beside=reading)
         remove(fast)
         step("full, to memory", "voltar zstd:1", lambda: backup(day0, level1, "--compression", "zstd:1"))
         if os.path.exists(level1):
@@ -365,16 +396,26 @@ def run_voltar(bench, voltar):
     if step("full", "voltar auto", lambda: backup(day0, archive)) is None:
         remove(archive)
         return
-    step("nothing changed", "voltar auto", lambda: backup(day0, archive))
+    step("nothing changed", "voltar auto", lambda: backup(day0, archive), beside=reading)
     if step("next day", "voltar auto", lambda: backup(day1, archive)) is not None:
-        step("restore to a file", "voltar auto", lambda: restore("latest", target, day1))
+        step("restore to a file", "voltar auto", lambda: restore(archive, target))
         remove(target)
         step("restore in place", "voltar auto", in_place)
         remove(target)
         if ROOT:
-            step("restore to a loop device", "voltar auto", onto_device)
+            step("restore to a loop device", "voltar auto", lambda: onto_device(archive))
             remove(target)
-    step("verify, stored bytes", "voltar auto", lambda: verify(archive, "--stored"))
+        if shm_has_room(stored(archive)):
+            # The medium of the target does nothing but be written.
+            shutil.copyfile(archive, fast)
+            step("restore to a file, from memory", "voltar auto", lambda: restore(fast, target), beside=writing)
+            remove(target)
+            if ROOT:
+                action = lambda: onto_device(fast)  # noqa: E731
+                step("restore to a loop device, from memory", "voltar auto", action, beside=writing_loop)
+                remove(target)
+            remove(fast)
+    step("verify, stored bytes", "voltar auto", lambda: verify(archive, "--stored"), beside=reading_archive())
     step("verify", "voltar auto", lambda: verify(archive))
     remove(archive)
 
@@ -391,7 +432,8 @@ def run_random(bench, voltar):
             sample = bench.measure([*command, "--json", "--quiet"])
             return {**sample, "stored_bytes": stored(archive)}
 
-        bench.step("full of random data, to memory", f"voltar {mode}", action)
+        reading = bench.fio_now("read random", source, bench.disk["size"])
+        bench.step("full of random data, to memory", f"voltar {mode}", action, beside=reading)
         remove(archive)
 
 
@@ -514,7 +556,7 @@ PEERS = {
 # --- the ratios the project holds itself to -------------------------------------------------------
 
 
-def ratios(bench, found):
+def ratios(bench):
     """Rows of (work, what is required, what was measured, verdict)."""
     disk, size = bench.disk, bench.disk["size"]
     rows = []
@@ -524,24 +566,28 @@ def ratios(bench, found):
         return amount / wall if wall and amount else None
 
     def limit(name, key="rate"):
-        return (found.get(name) or {}).get(key)
-
-    def least(*values):
-        return None if None in values else min(values)
+        return (bench.limits.get(name) or {}).get(key)
 
     def row(work, required, value, shown, good):
         verdict = "not measured" if value is None else "held" if good(value) else "MISSED"
         rows.append((work, required, "-" if value is None else shown(value), verdict))
 
-    def ratio_row(work, required, against, value, measure):
+    def beside(work, program, amount, ceiling=None):
+        """The median ratio of each run to the limit measured beside it, or to the ceiling if that is lower."""
+        samples = bench.rows.get((work, program), {}).get("samples", [])
+        against = [(s["wall_s"], s.get("limit")) for s in samples]
+        ratios = [amount / wall / min(limit, ceiling or limit) for wall, limit in against if limit and amount]
+        return statistics.median(ratios) if ratios else None
+
+    def ratio_row(work, required, against, value, measure=1):
         ratio = value / measure if value and measure else None
         row(work, f">= {required:.2f} x {against}", ratio, lambda r: f"{r:.2f}", lambda r: r >= required)
 
-    random_rate = rate("full of random data, to memory", "voltar auto", size)
-    ratio_row("full of random data, auto, to memory", 0.85, "fio read", random_rate, limit("read random"))
+    ratio = beside("full of random data, to memory", "voltar auto", size)
+    ratio_row("full of random data, auto, to memory", 0.85, "fio read", ratio)
 
     memory = "full, to memory"
-    ratio_row("full, auto, to memory", 0.80, "fio read", rate(memory, "voltar auto", size), limit("read"))
+    ratio_row("full, auto, to memory", 0.80, "fio read", beside(memory, "voltar auto", size))
     share = bench.figure(memory, "voltar auto", "stored_bytes")
     share = share and share / disk["nonzero_bytes"]
     row("size of that archive", "<= 0.75 x non-zero bytes", share, lambda r: f"{r:.2f}", lambda r: r <= 0.75)
@@ -553,24 +599,24 @@ def ratios(bench, found):
     smaller = mine / theirs if mine and theirs else None
     row("size of that archive", f"<= 1.00 x {peer}", smaller, lambda r: f"{r:.3f}", lambda r: r <= 1)
 
-    unchanged = rate("nothing changed", "voltar auto", size)
-    ratio_row("incremental by comparing, nothing changed", 0.90, "fio read", unchanged, limit("read"))
+    unchanged = beside("nothing changed", "voltar auto", size)
+    ratio_row("incremental by comparing, nothing changed", 0.90, "fio read", unchanged)
 
     # Only what is not zero must be written, so only that counts.
     used = disk["nonzero_bytes_day1"]
     unpack = limit("zstd -1", "decompress")
-    for place, written in (("a file", limit("write")), ("a loop device", limit("write loop"))):
-        measured = rate(f"restore to {place}", "voltar auto", used)
+    for place in ("a file", "a loop device"):
+        ratio = beside(f"restore to {place}, from memory", "voltar auto", used, ceiling=unpack)
         against = "min(fio write, decompression)"
-        ratio_row(f"restore to {place} (non-zero bytes)", 0.85, against, measured, least(written, unpack))
+        ratio_row(f"restore to {place}, from memory (non-zero bytes)", 0.85, against, ratio)
 
     touched = bench.figure("restore in place", "voltar auto", "written_bytes")
     touched = touched / disk["changed_bytes_64k"] if touched is not None else None
     row("restore in place: bytes written", "<= 1.00 x changed chunks", touched, lambda r: f"{r:.2f}", lambda r: r <= 1)
 
     kept = bench.figure("verify, stored bytes", "voltar auto", "stored_bytes")
-    checked = rate("verify, stored bytes", "voltar auto", kept)
-    ratio_row("verify, stored bytes", 0.90, "fio read", checked, limit("read"))
+    checked = beside("verify, stored bytes", "voltar auto", kept)
+    ratio_row("verify, stored bytes", 0.90, "fio read", checked)
 
     digest = limit("blake3")
     both = 1 / (1 / unpack + 1 / digest) if unpack and digest else None
@@ -625,7 +671,8 @@ def table(head, rows):
 
 ORDER = (
     "full of random data, to memory", "full, to memory", "full", "nothing changed", "next day",
-    "restore to a file", "restore in place", "restore to a loop device",
+    "restore to a file", "restore to a file, from memory", "restore in place",
+    "restore to a loop device", "restore to a loop device, from memory",
     "verify, in memory", "verify, stored bytes", "verify",
 )  # fmt: skip
 
@@ -646,9 +693,9 @@ def results_table(bench, missing):
     return table(("work", "program", "wall s", "CPU s", "peak MiB", "stored MiB"), rows)
 
 
-def limits_table(found, again):
+def limits_table(bench):
     rows = []
-    for name, value in found.items():
+    for name, value in bench.limits.items():
         if value is None:
             rows.append((name, "not measured", ""))
         elif name == "zstd -1":
@@ -658,12 +705,14 @@ def limits_table(found, again):
             rows.append(("blake3, all cores", f"{value['rate'] / MIB:.0f}", value["by"]))
         else:
             rows.append((f"fio {name}", f"{value['rate'] / MIB:.0f}", value["setting"]))
-    if again:
-        rows.append(("fio read, again at the end", f"{again / MIB:.0f}", (found["read"] or {}).get("setting", "")))
+    for (work, program), row in bench.rows.items():
+        beside = [sample["limit"] for sample in row["samples"] if sample.get("limit")]
+        if beside:
+            rows.append((f"fio beside: {work}, {program}", f"{statistics.median(beside) / MIB:.0f}", ""))
     return table(("limit", "MiB/s", "how"), rows)
 
 
-def report(bench, found, again, held, about, missing, runs):
+def report(bench, held, about, missing, runs):
     disk = bench.disk
     memory = f"{about['memory_bytes'] / (1 << 30):.0f} GiB" if about["memory_bytes"] else "?"
     print(f"\nMachine: {about['cpu']}, {CORES} cores, {memory}, Linux {about['kernel']}, {about['file_system']}.")
@@ -678,7 +727,7 @@ def report(bench, found, again, held, about, missing, runs):
     if about["load_at_start"] > 0.5:
         print(f"The machine was not idle: load {about['load_at_start']:.1f} at the start.")
     print("\n" + results_table(bench, missing))
-    print("\n" + limits_table(found, again))
+    print("\n" + limits_table(bench))
     print("\n" + table(("what is held", "required", "measured", "verdict"), held))
     for failure in bench.failures:
         print(f"\nFAILED {failure}")
@@ -709,7 +758,7 @@ def main():
     folder = os.path.dirname(os.path.dirname(disk["day0"]))
     about = {**machine(folder), "versions": versions(voltar)}
 
-    needed = disk["size"] * 2 + disk["nonzero_bytes"] * 2
+    needed = disk["size"] * 3 + disk["nonzero_bytes"] * 2
     if shutil.disk_usage(folder).free < needed:
         sys.exit(f"bench: {folder} needs {needed >> 20} MiB more; VOLTAR_BENCH_DIR names another place")
 
@@ -717,24 +766,17 @@ def main():
     with Bench(folder, disk) as bench:
         if not ROOT:
             say("not root: caches are advised away, not dropped, and no device is restored to")
-        found = limits(bench, voltar, "random" in names)
+        bench.limits = limits(bench, voltar, "random" in names)
         for number in range(chosen.runs):
             if chosen.runs > 1:
                 say(f"run {number + 1} of {chosen.runs}")
             for name in names:
                 one_program(bench, voltar, name, missing)
-        again = None
-        if found.get("read"):
-            block, depth = found["read"]["setting"].split(" x ")
-            with contextlib.suppress(Failed):
-                again = fio("read", disk["day0"], disk["size"], block, int(depth))
-                # The measure is the best fio has done in this run, early or late.
-                found["read"]["rate"] = max(found["read"]["rate"], again)
-        held = ratios(bench, found)
-        report(bench, found, again, held, about, missing, chosen.runs)
+        held = ratios(bench)
+        report(bench, held, about, missing, chosen.runs)
         written = os.path.join(folder, time.strftime("results-%Y%m%d-%H%M%S.json"))
         with open(written, "w") as out:
-            kept = {"machine": about, "disk": disk, "limits": found, "runs": chosen.runs, "missing": missing}
+            kept = {"machine": about, "disk": disk, "limits": bench.limits, "runs": chosen.runs, "missing": missing}
             kept.update(rows=list(bench.rows.values()), ratios=held, failures=bench.failures)
             json.dump(kept, out, indent=2)
         print(f"\nWritten to {written}")
