@@ -181,12 +181,15 @@ fn checked_count(count: usize, buffer_len: usize) -> io::Result<u32> {
 /// Asks for huge pages and for all pages now. Both are wishes: a kernel without them still gives
 /// memory, only slower.
 fn advise(map: &MmapMut, start: usize, len: usize) {
-    if len >= HUGE_PAGE_LEN {
+    if len >= HUGE_PAGE_LEN && !cfg!(fuzzing) {
         // The last huge page may be cut by the pool's end; the mapping goes on behind it.
         let huge = len.next_multiple_of(HUGE_PAGE_LEN).min(map.len() - start);
         let _ = map.advise_range(Advice::HugePage, start, huge);
     }
-    let _ = map.advise_range(Advice::PopulateWrite, start, len);
+    // A fuzzer makes thousands of pools a minute and touches little of each.
+    if !cfg!(fuzzing) {
+        let _ = map.advise_range(Advice::PopulateWrite, start, len);
+    }
 }
 
 /// One slot of a pool, owned alone. Derefs to its first `len` bytes.
