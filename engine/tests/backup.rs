@@ -226,6 +226,28 @@ fn a_resized_volume_keeps_what_it_shares() {
     assert_eq!(read_back(&home, 2), bytes);
 }
 
+/// Sizes in chunks, around the ends of nodes: what a kept subtree covers differs in both.
+#[test]
+fn a_resized_volume_with_a_change_source_keeps_whole_subtrees_only() {
+    let sizes = [255, 256, 257, 511, 600, 768, 1000];
+    for (old, new) in sizes.iter().flat_map(|old| sizes.map(|new| (*old, new))) {
+        for tail in [0, 100] {
+            let home = home();
+            let before = content(old * 4096 - tail, 1);
+            let changes = MemoryChanges::new("disk-1", before.len() as u64);
+            back_up(&home, view(&before, Some(Arc::new(changes))), &request());
+            let after = content(new * 4096 - tail, 1);
+            let changes = MemoryChanges::new("disk-1", after.len() as u64);
+            let report = back_up(&home, view(&after, Some(Arc::new(changes))), &request());
+            assert_eq!(report.volumes[0].change_source, "memory");
+            assert_eq!(read_back(&home, 0), after, "{old} to {new} chunks less {tail} bytes");
+            let alone = self::home();
+            let whole = back_up(&alone, view(&after, None), &request());
+            assert_eq!(report.volumes[0].root, whole.volumes[0].root, "{old} to {new} chunks");
+        }
+    }
+}
+
 #[test]
 fn a_sixteen_tebibyte_hole_costs_nothing() {
     let device = MemoryDevice::new(16 << 40);

@@ -680,7 +680,7 @@ impl VolumeWriter {
         };
         while self.builder.position() < chunks.end {
             let at = self.builder.position();
-            let level = self.builder.aligned_level(chunks.end).min(cursor.shape().root_level());
+            let level = kept_level(&self.builder, &self.shape, cursor.shape(), chunks.end);
             let standing = cursor.entry_at(store, level, at)?;
             debug_assert!(standing.level >= level && at.is_multiple_of(span_of_entry(level)));
             self.builder.push_at(level, standing.entry, &mut self.nodes);
@@ -731,6 +731,19 @@ impl VolumeWriter {
         let root = builder.finish(&mut self.nodes);
         self.store_nodes(session, index, fresh, 1)?;
         Ok(root)
+    }
+}
+
+/// The highest level at which an entry of the parent's map stands for the same chunks in ours,
+/// from the position on and before `end`.
+fn kept_level(builder: &MapBuilder, ours: &Shape, parents: &Shape, end: u64) -> u8 {
+    let level = builder.aligned_level(end).min(parents.root_level());
+    // Where the sizes differ, an entry that reaches the end of one volume covers other chunks in
+    // the other: only a full one means the same in both.
+    let is_full = |level: &u8| builder.position().saturating_add(span_of_entry(*level)) <= end;
+    match ours == parents {
+        true => level,
+        false => (0..=level).rev().find(is_full).unwrap_or(0),
     }
 }
 
