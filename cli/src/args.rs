@@ -131,6 +131,11 @@ pub struct BackupArgs {
     /// Label the snapshot; repeatable
     #[arg(long, value_name = "KEY=VALUE", value_parser = tag)]
     pub tag: Vec<(String, String)>,
+    /// Refer to what the archive holds already (`on`), or read and store everything again (`off`):
+    /// heals a damaged archive as far as the source still has the data
+    #[arg(long, value_enum, default_value = "on", value_name = "on|off")]
+    #[arg(hide_possible_values = true)]
+    pub dedup: OnOff,
     /// What to do about sectors that cannot be read: fail, or record them and go on
     #[arg(long, value_enum, default_value = "fail", value_name = "fail|record")]
     #[arg(hide_possible_values = true)]
@@ -286,6 +291,15 @@ pub enum ReadErrors {
     Fail,
     /// Record the range and go on
     Record,
+}
+
+/// `--dedup`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum OnOff {
+    /// Refer to what the archive holds
+    On,
+    /// Store everything again
+    Off,
 }
 
 /// `--delta`.

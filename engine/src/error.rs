@@ -129,6 +129,11 @@ impl Error {
         self
     }
 
+    /// Whether reading the archive failed for its bytes or its medium: who bears damage goes on.
+    pub fn is_damage(&self) -> bool {
+        matches!(self.kind(), ErrorKind::Damaged | ErrorKind::Io)
+    }
+
     /// The kind, for control flow.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind

@@ -195,9 +195,7 @@ pub fn attached_in_archive(
 
 /// A store over all that the archive holds.
 pub(crate) fn newest_store(archive: &Archive) -> Result<Store> {
-    let runs = archive.last.as_ref().map(|commit| commit.runs.clone());
-    let home = Arc::clone(&archive.home);
-    Store::new(Arc::clone(&home), Index::new(home, runs.unwrap_or_default()))
+    Store::new(Arc::clone(&archive.home), Index::of(archive))
 }
 
 fn no_such_file(archive: &Archive, snapshot: &Snapshot, name: &str) -> Error {

@@ -121,6 +121,17 @@ pub enum OnReadError {
     Record,
 }
 
+/// Whether what the archive holds already is stored again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dedup {
+    /// No: it is referred to.
+    #[default]
+    On,
+    /// Yes: everything is read, and stored once in this session. Where the archive is damaged,
+    /// the new place serves all snapshots that share the data.
+    Off,
+}
+
 /// One volume to back up.
 #[derive(Clone, Debug)]
 pub struct SourceRequest {
@@ -160,6 +171,8 @@ pub struct BackupRequest {
     pub attach: Vec<(String, PathBuf)>,
     /// Free key/value pairs.
     pub tags: BTreeMap<String, String>,
+    /// Whether to refer to what the archive holds, or to store it again.
+    pub dedup: Dedup,
     /// What to do about unreadable sectors.
     pub on_read_error: OnReadError,
     /// Do everything but write.

@@ -13,7 +13,8 @@ use voltar_engine::device::Device;
 use voltar_engine::device::memory::MemoryDevice;
 use voltar_engine::error::ErrorKind;
 use voltar_engine::options::{
-    ArchiveHome, BackupRequest, Changes, Compression, Context, OnReadError, ParentChoice, Selector,
+    ArchiveHome, BackupRequest, Changes, Compression, Context, Dedup, OnReadError, ParentChoice,
+    Selector,
 };
 use voltar_engine::report::BackupReport;
 use voltar_engine::source::memory::MemoryChanges;
@@ -33,6 +34,7 @@ fn request() -> BackupRequest {
         chunk_len: Some(4096),
         attach: Vec::new(),
         tags: BTreeMap::new(),
+        dedup: Dedup::On,
         on_read_error: OnReadError::Fail,
         dry_run: false,
     }
@@ -277,6 +279,22 @@ fn a_dry_run_writes_nothing() {
     let len = home.len().unwrap();
     let report = back_up(&home, view(&content(1 << 20, 2), None), &dry);
     assert_eq!((report.volumes[0].new_bytes, home.len().unwrap()), (1 << 20, len));
+}
+
+#[test]
+fn too_much_for_a_manifest_is_refused_before_anything_is_read() {
+    let views: Vec<View> = (0..1025)
+        .map(|number| View { name: format!("disk-{number}"), ..view(&[1], None) })
+        .collect();
+    let tags = BTreeMap::from([("long".to_owned(), "x".repeat(4 << 20))]);
+    let long = BackupRequest { tags, ..request() };
+    for (request, views) in [(&request(), &views[..]), (&long, &views[..1])] {
+        let device = home();
+        let home: Arc<dyn Home> = device.clone();
+        let outcome = backup::run_in(request, views, home, &Context::default());
+        assert_eq!(outcome.unwrap_err().kind(), ErrorKind::InvalidRequest);
+        assert_eq!(device.len().unwrap(), 4096);
+    }
 }
 
 #[test]

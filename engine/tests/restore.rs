@@ -22,7 +22,7 @@ use voltar_engine::device::{Device, Extents};
 use voltar_engine::error::{Error, ErrorKind};
 use voltar_engine::observe::{Observer, Phase};
 use voltar_engine::options::{
-    ArchiveHome, BackupRequest, Changes, Compression, Context, Delta, IoEngine, OnDamage,
+    ArchiveHome, BackupRequest, Changes, Compression, Context, Dedup, Delta, IoEngine, OnDamage,
     OnReadError, ParentChoice, RestoreRequest, Selector, SourceRequest, TargetRequest,
 };
 use voltar_engine::report::{ByteRange, VolumeRestore};
@@ -81,6 +81,7 @@ fn backup_request(chunk_len: u32) -> BackupRequest {
         chunk_len: Some(chunk_len),
         attach: Vec::new(),
         tags: std::collections::BTreeMap::new(),
+        dedup: Dedup::On,
         on_read_error: OnReadError::Record,
         dry_run: false,
     }

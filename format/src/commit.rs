@@ -293,6 +293,9 @@ impl Commit {
         if !runs.iter().all(|run| run.is_sane(offset)) {
             return Err(fail("F-046", "an index run's numbers contradict one another"));
         }
+        if !runs.iter().zip(runs.iter().skip(1)).all(|(one, next)| one.end() <= Some(next.offset)) {
+            return Err(fail("F-046", "its index runs do not follow one another"));
+        }
         Ok(Commit {
             head,
             runs,
@@ -331,6 +334,10 @@ impl CommitHead {
 }
 
 impl RunEntry {
+    fn end(&self) -> Option<LogOffset> {
+        self.offset.checked_add(self.len)
+    }
+
     /// Whether the run lies before `commit` and its numbers fit one another.
     fn is_sane(&self, commit: LogOffset) -> bool {
         let block = BLOCK_LEN as u64;
@@ -338,7 +345,7 @@ impl RunEntry {
         self.offset.0.is_multiple_of(block)
             && self.offset.0 >= block
             && len == Some(self.len)
-            && self.offset.checked_add(self.len).is_some_and(|end| end <= commit)
+            && self.end().is_some_and(|end| end <= commit)
             && crate::index::is_plausible(self.entry_count, self.buckets, self.page_count)
     }
 }
@@ -468,6 +475,20 @@ mod tests {
         assert_eq!(forged(|content| content[192 + 8] = 1), "F-046");
         assert_eq!(forged(|content| content[192..200].fill(0xf0)), "F-046");
         assert_eq!(forged(|content| content[192 + 40] = 0xff), "F-046");
+    }
+
+    #[test]
+    fn f_046_runs_follow_one_another() {
+        let next = RunEntry { offset: LogOffset(5 * 4096), ..run() };
+        let outcome = |runs: &[RunEntry]| {
+            let (bytes, _) = encode(b"", runs);
+            Commit::decode_at(&bytes, LogOffset(65536), Some(ARCHIVE)).map(|commit| commit.runs)
+        };
+        assert_eq!(outcome(&[run(), next.clone()]).unwrap().len(), 2);
+        let overlapping = RunEntry { offset: LogOffset(4 * 4096), ..run() };
+        for wrong in [[next, run()], [run(), run()], [run(), overlapping]] {
+            assert_eq!(outcome(&wrong).unwrap_err().requirement, "F-046");
+        }
     }
 
     #[test]

@@ -121,6 +121,20 @@ impl Shape {
         (0..MAP_LEVEL_MAX).find(|level| span_of_node(*level) >= count).unwrap_or(MAP_LEVEL_MAX)
     }
 
+    /// The highest level at which one entry from the first of `chunks` on fits into them, or
+    /// reaches the volume's end exactly.
+    pub fn aligned_level(&self, chunks: std::ops::Range<u64>) -> u8 {
+        let whole = self.chunk_count();
+        (0..=self.root_level())
+            .rev()
+            .find(|level| {
+                let span = span_of_entry(*level);
+                let reach = chunks.start.saturating_add(span).min(whole);
+                chunks.start.is_multiple_of(span) && reach <= chunks.end
+            })
+            .unwrap_or(0)
+    }
+
     /// Children of node `number` at `level`; 0 if there is no such node.
     pub fn child_count(&self, level: u8, number: u64) -> usize {
         let span = span_of_entry(level);
@@ -304,18 +318,8 @@ impl MapBuilder {
         }
     }
 
-    /// The highest level at which one entry from the position on fits before `end`, or reaches
-    /// the volume's end exactly.
-    pub fn aligned_level(&self, end: u64) -> u8 {
-        let whole = self.shape.chunk_count();
-        (0..=self.shape.root_level())
-            .rev()
-            .find(|level| {
-                let span = span_of_entry(*level);
-                let reach = self.position.saturating_add(span).min(whole);
-                self.position.is_multiple_of(span) && reach <= end
-            })
-            .unwrap_or(0)
+    fn aligned_level(&self, end: u64) -> u8 {
+        self.shape.aligned_level(self.position..end)
     }
 
     /// Adds an entry of a node at `level`: a subtree that exists already, or a state that fills

@@ -18,7 +18,7 @@ use voltar_engine::inspect::{list_archive, log_archive, show_archive};
 use voltar_engine::observe::{Observer, Phase};
 use voltar_engine::options::{
     ArchiveHome, BackupRequest, Changes, Compression, Context, Delta, IoEngine, OnDamage,
-    OnReadError, ParentChoice, Selector, VerifyRequest,
+    Dedup, OnReadError, ParentChoice, Selector, VerifyRequest,
 };
 use voltar_engine::report::{BackupReport, VerifyReport};
 use voltar_engine::restore::job::Job;
@@ -93,6 +93,7 @@ pub fn request(chunk_len: Option<u32>, compression: Compression) -> BackupReques
         chunk_len,
         attach: Vec::new(),
         tags: BTreeMap::new(),
+        dedup: Dedup::On,
         on_read_error: OnReadError::Fail,
         dry_run: false,
     }

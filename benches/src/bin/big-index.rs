@@ -11,7 +11,7 @@ use voltar_benches::generated::Generated;
 use voltar_engine::backup;
 use voltar_engine::device::Device;
 use voltar_engine::options::{
-    ArchiveHome, BackupRequest, Changes, Compression, Context, OnReadError, ParentChoice,
+    ArchiveHome, BackupRequest, Changes, Compression, Context, Dedup, OnReadError, ParentChoice,
 };
 use voltar_engine::source::View;
 
@@ -37,6 +37,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         chunk_len: Some(4096),
         attach: Vec::new(),
         tags: BTreeMap::new(),
+        dedup: Dedup::On,
         on_read_error: OnReadError::Fail,
         dry_run: false,
     };

@@ -49,11 +49,15 @@ fn damaged(report: &VerifyReport) -> Option<CommandError> {
         return None;
     }
     let headline = are_damaged(report.damaged.len(), "structure", &report.archive);
-    Some(
-        CommandError::new(Exit::Damaged, "damaged", headline).meaning(cost(report)).hint(
-            "`voltar restore --on-damage zero` restores the rest; back up to another archive",
-        ),
-    )
+    let costs_data = report.damaged.iter().any(|damage| !damage.affects.is_empty());
+    let hint = match costs_data {
+        true => {
+            "`voltar restore --on-damage zero` restores the rest; a backup with `--dedup off` \
+             stores the data again, if the source still has it"
+        }
+        false => "`voltar restore --on-damage zero` restores the rest; back up to another archive",
+    };
+    Some(CommandError::new(Exit::Damaged, "damaged", headline).meaning(cost(report)).hint(hint))
 }
 
 fn cost(report: &VerifyReport) -> String {

@@ -12,7 +12,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use voltar_engine::options::{
-    ArchiveHome, BackupRequest, Context, Delta, OnDamage, OnReadError, ParentChoice,
+    ArchiveHome, BackupRequest, Context, Dedup, Delta, OnDamage, OnReadError, ParentChoice,
     RestoreRequest, Selector, SourceRequest, TargetRequest, VerifyRequest,
 };
 
@@ -132,6 +132,10 @@ fn backup(args: BackupArgs, world: &dyn World) -> Result<BackupRequest, CommandE
         chunk_len: args.chunk_size,
         attach: attachments(&args.attach, world)?,
         tags: tags(args.tag)?,
+        dedup: match args.dedup {
+            args::OnOff::On => Dedup::On,
+            args::OnOff::Off => Dedup::Off,
+        },
         on_read_error: match args.on_read_error {
             args::ReadErrors::Fail => OnReadError::Fail,
             args::ReadErrors::Record => OnReadError::Record,

@@ -3,26 +3,54 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use voltar_format::commit::RunEntry;
-use voltar_format::index::{Found, IndexEntry, Page, bucket_of, filter_page_of, page_of_slot};
+use voltar_format::commit::{Commit, RunEntry};
+use voltar_format::index::{
+    Found, IndexEntry, Page, bucket_of, filter_page_of, is_filter_slot, page_of_slot,
+};
 use voltar_format::limits::BLOCK_LEN;
 use voltar_format::{FormatError, Id, LogOffset, Structure};
 
+use super::open::Archive;
+use super::recover::{Gaps, Recovery};
+use super::spans::read_what_is_there;
 use super::{Home, format_error, read_into};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The index runs of an archive, newest last. Look-ups read pages of 4 KiB with plain reads: the
 /// page cache keeps the hot ones, and an I/O error is an error, not a signal.
+///
+/// A damaged page is no end: the other runs are asked, and then the tables of the segments.
 #[derive(Clone)]
 pub struct Index {
     home: Arc<dyn Home>,
     runs: Arc<RwLock<Arc<Vec<RunEntry>>>>,
+    /// What damaged runs held; `None` if there are no tables to ask.
+    recovery: Option<Arc<Mutex<Recovery>>>,
 }
 
 impl Index {
-    /// Over these runs.
+    /// Over these runs alone.
     pub fn new(home: Arc<dyn Home>, runs: Vec<RunEntry>) -> Index {
-        Index { home, runs: Arc::new(RwLock::new(Arc::new(runs))) }
+        Index { home, runs: Arc::new(RwLock::new(Arc::new(runs))), recovery: None }
+    }
+
+    /// Of all that `archive` holds.
+    pub fn of(archive: &Archive) -> Index {
+        let runs = archive.last.as_ref().map(|commit| commit.runs.clone()).unwrap_or_default();
+        let recovery = Recovery::new(Arc::clone(&archive.home), archive.id, archive.end());
+        let recovery = Some(Arc::new(Mutex::new(recovery)));
+        Index { recovery, ..Index::new(Arc::clone(&archive.home), runs) }
+    }
+
+    /// As [`Index::of`], for reading what `commit` sealed: its own runs know it, too. The newest
+    /// ones are asked first, for they lead to what was stored again after it had been damaged.
+    pub fn of_commit(archive: &Archive, commit: &Commit) -> Index {
+        let index = Index::of(archive);
+        let newest = index.runs();
+        let own = commit.runs.iter().filter(|run| !newest.contains(run));
+        let runs = own.chain(newest.iter()).cloned().collect();
+        index.set_runs(runs);
+        index
     }
 
     /// The runs, newest last.
@@ -35,24 +63,42 @@ impl Index {
         *self.runs.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(runs);
     }
 
-    /// Where the item is; `None` if the archive does not hold it.
+    /// Where the item is; `None` if the archive does not hold it. Of several places the newest.
     ///
     /// # Errors
-    /// `Io`, or `Damaged` naming the page.
+    /// `Io`, or `Damaged` naming the page, if a damaged page may have held it and nothing else
+    /// knows it.
     pub fn find(&self, id: &Id) -> Result<Option<IndexEntry>> {
+        self.find_other(id, &[])
+    }
+
+    /// As [`find`](Self::find), passing over the frames that were tried.
+    ///
+    /// # Errors
+    /// As [`find`](Self::find).
+    pub fn find_other(&self, id: &Id, tried: &[LogOffset]) -> Result<Option<IndexEntry>> {
+        let mut damage = None;
         for run in self.runs().iter().rev() {
-            if let Some(entry) = self.find_in(run, id)? {
-                return Ok(Some(entry));
+            match self.find_in(run, id) {
+                Ok(Some(entry)) if !tried.contains(&entry.frame) => return Ok(Some(entry)),
+                Ok(_) => {}
+                Err(error) => damage = damage.or(Some(error)),
             }
         }
-        Ok(None)
+        let Some(error) = damage else { return Ok(None) };
+        let recovered = self.recovery().and_then(|mut recovery| recovery.find(id));
+        match recovered.filter(|entry| !tried.contains(&entry.frame)) {
+            Some(entry) => Ok(Some(entry)),
+            None => Err(error),
+        }
     }
 
     fn find_in(&self, run: &RunEntry, id: &Id) -> Result<Option<IndexEntry>> {
         let mut bytes = [0; BLOCK_LEN];
         let bucket = bucket_of(id, run.buckets);
-        let filter = self.page(run, filter_page_of(bucket), &mut bytes)?;
-        if !filter.may_hold(id, bucket) {
+        let filter = self.page(run, filter_page_of(bucket), &mut bytes);
+        // Without its filter a run can still be asked.
+        if filter.is_ok_and(|filter| !filter.may_hold(id, bucket)) {
             return Ok(None);
         }
         let mut slot = bucket;
@@ -60,7 +106,7 @@ impl Index {
             let number = page_of_slot(slot);
             let found = self.page(run, number, &mut bytes)?.find(id);
             match found.map_err(|error| self.error(run, number, error))? {
-                Found::Here(entry) => return Ok(Some(entry)),
+                Found::Here(entry) => return self.before_run(run, number, entry).map(Some),
                 Found::Absent => return Ok(None),
                 Found::Next => slot += 1,
             }
@@ -74,81 +120,150 @@ impl Index {
         number: u64,
         bytes: &'b mut [u8; BLOCK_LEN],
     ) -> Result<Page<'b>> {
-        let block = BLOCK_LEN as u64;
-        read_into(&*self.home, LogOffset(run.offset.0 + (number + 1) * block), bytes)?;
-        Page::decode(bytes, number).map_err(|error| self.error(run, number, error))
+        let at = page_offset(run, number);
+        let page = read_into(&*self.home, at, bytes).and_then(|()| {
+            Page::decode(bytes, number).map_err(|error| self.error(run, number, error))
+        });
+        if page.is_err() {
+            self.examine(run);
+        }
+        page
     }
 
-    fn error(&self, run: &RunEntry, number: u64, error: FormatError) -> crate::error::Error {
-        let at = LogOffset(run.offset.0 + (number + 1) * BLOCK_LEN as u64);
-        format_error(self.home.label(), error.at(at))
+    /// A run is written behind the frames that it speaks of.
+    fn before_run(&self, run: &RunEntry, number: u64, entry: IndexEntry) -> Result<IndexEntry> {
+        let end = entry.frame.checked_add(entry.frame_len.into());
+        match end.is_some_and(|end| end <= run.offset) {
+            true => Ok(entry),
+            false => {
+                let problem = format!("the frame of {} does not lie before the run", entry.id);
+                let error = FormatError::new(Structure::Index, "F-068", problem);
+                Err(self.error(run, number, error))
+            }
+        }
+    }
+
+    fn error(&self, run: &RunEntry, number: u64, error: FormatError) -> Error {
+        format_error(self.home.label(), error.at(page_offset(run, number)))
+    }
+
+    fn recovery(&self) -> Option<MutexGuard<'_, Recovery>> {
+        let recovery = self.recovery.as_ref()?;
+        Some(recovery.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Reads the run to the end and remembers it if it is damaged; says where.
+    fn examine(&self, run: &RunEntry) -> Gaps {
+        let Some(mut recovery) = self.recovery() else { return Gaps::default() };
+        if let Some(gaps) = recovery.gaps_of(run) {
+            return gaps.clone();
+        }
+        let mut pages = RunPages::new(Arc::clone(&self.home), run.clone(), READ_PAGES);
+        let mut gaps = Gaps::default();
+        while let Some((number, page)) = pages.next_page() {
+            match page {
+                Ok(entries) => entries.last().into_iter().for_each(|last| gaps.whole_slot(last.id)),
+                Err(_) if is_filter_slot(number) => gaps.damaged_filter(),
+                Err(_) => gaps.damaged_slot(),
+            }
+        }
+        let gaps = gaps.finish();
+        if gaps.pages() > 0 {
+            recovery.add(run, gaps.clone());
+        }
+        gaps
+    }
+
+    /// How many runs were found to be damaged.
+    pub fn damaged_runs(&self) -> usize {
+        self.recovery().map_or(0, |recovery| recovery.damaged_runs())
+    }
+
+    /// The position in `runs` of the oldest that was found to be damaged; their number if none
+    /// was.
+    pub fn first_damaged(&self, runs: &[RunEntry]) -> usize {
+        let damaged =
+            self.recovery().and_then(|recovery| runs.iter().position(|run| recovery.has(run)));
+        damaged.unwrap_or(runs.len())
     }
 }
 
-/// Reads all entries of a run in order, a page at a time.
-pub struct RunReader {
+fn page_offset(run: &RunEntry, number: u64) -> LogOffset {
+    LogOffset(run.offset.0 + (number + 1) * BLOCK_LEN as u64)
+}
+
+/// Pages read at once of a run that is read from end to end.
+const READ_PAGES: u64 = 64;
+
+/// Pages read at once of all runs of a merge: 16 MiB, a page of each of as many as there may be.
+const MERGE_PAGES: u64 = 4096;
+
+/// Reads the pages of a run in order.
+struct RunPages {
     home: Arc<dyn Home>,
     run: RunEntry,
     next_page: u64,
+    read_pages: u64,
     window: Vec<u8>,
     window_start: u64,
+}
+
+impl RunPages {
+    fn new(home: Arc<dyn Home>, run: RunEntry, read_pages: u64) -> RunPages {
+        RunPages { home, run, next_page: 0, read_pages, window: Vec::new(), window_start: 0 }
+    }
+
+    /// The next page's number and entries (a filter has none), or what is wrong with it.
+    fn next_page(&mut self) -> Option<(u64, Result<Vec<IndexEntry>, FormatError>)> {
+        let (number, block) = (self.next_page, BLOCK_LEN as u64);
+        if number >= self.run.page_count {
+            return None;
+        }
+        if number >= self.window_start + self.window.len() as u64 / block {
+            let end = self.run.page_count.min(number + self.read_pages);
+            let (from, to) = (page_offset(&self.run, number), page_offset(&self.run, end));
+            self.window = read_what_is_there(&*self.home, from.0, to.0);
+            self.window_start = number;
+        }
+        self.next_page += 1;
+        let from = ((number - self.window_start) * block) as usize;
+        let page = Page::decode(&self.window[from..from + BLOCK_LEN], number);
+        let entries = page.and_then(|page| page.entries());
+        Some((number, entries.map_err(|error| error.at(page_offset(&self.run, number)))))
+    }
+}
+
+/// Reads the entries of a run in order.
+struct RunReader {
+    pages: RunPages,
+    /// Damaged pages that are made up for.
+    may_skip: u64,
     entries: std::vec::IntoIter<IndexEntry>,
 }
 
-/// Pages read at once by a [`RunReader`].
-const READ_PAGES: u64 = 64;
-
 impl RunReader {
-    /// From the run's first entry.
-    pub fn new(home: Arc<dyn Home>, run: RunEntry) -> RunReader {
-        let entries = Vec::new().into_iter();
-        RunReader { home, run, next_page: 0, window: Vec::new(), window_start: 0, entries }
-    }
-
-    /// The next entry; `None` at the end.
-    ///
-    /// # Errors
-    /// `Io`, or `Damaged` naming the page.
-    pub fn next_entry(&mut self) -> Result<Option<IndexEntry>> {
+    fn next_entry(&mut self) -> Result<Option<IndexEntry>> {
         loop {
             if let Some(entry) = self.entries.next() {
                 return Ok(Some(entry));
             }
-            if self.next_page >= self.run.page_count {
-                return Ok(None);
+            match self.pages.next_page() {
+                None => return Ok(None),
+                Some((_, Ok(entries))) => self.entries = entries.into_iter(),
+                Some((_, Err(_))) if self.may_skip > 0 => self.may_skip -= 1,
+                Some((_, Err(error))) => return Err(format_error(self.pages.home.label(), error)),
             }
-            self.load_page()?;
         }
-    }
-
-    fn load_page(&mut self) -> Result<()> {
-        let number = self.next_page;
-        let block = BLOCK_LEN as u64;
-        let window_pages = self.window.len() as u64 / block;
-        if number >= self.window_start + window_pages {
-            let pages = READ_PAGES.min(self.run.page_count - number);
-            self.window.resize((pages * block) as usize, 0);
-            let at = LogOffset(self.run.offset.0 + (number + 1) * block);
-            read_into(&*self.home, at, &mut self.window)?;
-            self.window_start = number;
-        }
-        let from = ((number - self.window_start) * block) as usize;
-        let at = LogOffset(self.run.offset.0 + (number + 1) * block);
-        let entries = Page::decode(&self.window[from..from + BLOCK_LEN], number)
-            .and_then(|page| match page.is_filter() {
-                true => Ok(Vec::new()),
-                false => page.entries(),
-            })
-            .map_err(|error| format_error(self.home.label(), error.at(at)))?;
-        self.entries = entries.into_iter();
-        self.next_page += 1;
-        Ok(())
     }
 }
 
-/// Merges runs in id order; of equal ids the newest run's entry comes first.
+/// Merges runs in id order; of equal ids the newest run's entry comes first. What damaged pages
+/// held comes from the tables.
 pub struct Merge {
     readers: Vec<RunReader>,
+    recovery: Option<Recovery>,
+    count_max: u64,
+    last: Option<Id>,
     heads: std::collections::BinaryHeap<std::cmp::Reverse<(Id, std::cmp::Reverse<usize>, Held)>>,
 }
 
@@ -173,18 +288,37 @@ impl Ord for Held {
 }
 
 impl Merge {
-    /// Of `runs`, oldest first.
+    /// Of these `runs` of `index`, oldest first. Reads them once before it begins: the log has one
+    /// direction, so that a merged run must not break off at a damaged page.
     ///
     /// # Errors
     /// Those of reading the first pages.
-    pub fn new(home: &Arc<dyn Home>, runs: &[RunEntry]) -> Result<Merge> {
-        let readers: Vec<RunReader> =
-            runs.iter().map(|run| RunReader::new(Arc::clone(home), run.clone())).collect();
-        let mut merge = Merge { readers, heads: std::collections::BinaryHeap::new() };
+    pub fn new(index: &Index, runs: &[RunEntry]) -> Result<Merge> {
+        let read_pages = (MERGE_PAGES / runs.len().max(1) as u64).clamp(1, READ_PAGES);
+        let mut recovery = index.recovery().map(|recovery| recovery.anew());
+        let mut readers = Vec::with_capacity(runs.len());
+        for run in runs {
+            let gaps = index.examine(run);
+            let may_skip = gaps.pages();
+            if let Some(recovery) = recovery.as_mut().filter(|_| may_skip > 0) {
+                recovery.add(run, gaps);
+            }
+            let pages = RunPages::new(Arc::clone(&index.home), run.clone(), read_pages);
+            readers.push(RunReader { pages, may_skip, entries: Vec::new().into_iter() });
+        }
+        let recovered = recovery.as_mut().map_or(0, Recovery::count_max);
+        let count_max = runs.iter().map(|run| run.entry_count).sum::<u64>() + recovered;
+        let heads = std::collections::BinaryHeap::new();
+        let mut merge = Merge { readers, recovery, count_max, last: None, heads };
         for number in 0..merge.readers.len() {
             merge.refill(number)?;
         }
         Ok(merge)
+    }
+
+    /// No fewer than the entries that will come.
+    pub fn count_max(&self) -> u64 {
+        self.count_max
     }
 
     fn refill(&mut self, number: usize) -> Result<()> {
@@ -200,11 +334,19 @@ impl Merge {
     /// # Errors
     /// Those of reading.
     pub fn next_entry(&mut self) -> Result<Option<IndexEntry>> {
+        let head = self.heads.peek().map(|std::cmp::Reverse((id, _, _))| *id);
+        let last = self.last;
+        let recovered = self.recovery.as_mut().and_then(|recovery| recovery.next_behind(last));
+        if let Some(entry) = recovered.filter(|entry| head.is_none_or(|head| entry.id <= head)) {
+            self.last = Some(entry.id);
+            return Ok(Some(entry));
+        }
         let Some(std::cmp::Reverse((_, std::cmp::Reverse(number), Held(entry)))) = self.heads.pop()
         else {
             return Ok(None);
         };
         self.refill(number)?;
+        self.last = Some(entry.id);
         Ok(Some(entry))
     }
 }
@@ -308,8 +450,54 @@ fn entry(id: Id, place: Place) -> IndexEntry {
     }
 }
 
+/// What need not be stored: what the archive holds and what this session stored.
+#[derive(Clone)]
+pub struct Known {
+    /// What the archive holds and what this session spilled; `None` for a pipe.
+    index: Option<Index>,
+    fresh: Arc<Fresh>,
+    /// What lies before is not taken for held.
+    since: LogOffset,
+}
+
+impl Known {
+    /// By this index and what this session adds.
+    pub fn new(index: Option<Index>, fresh: Arc<Fresh>) -> Known {
+        Known { index, fresh, since: LogOffset(0) }
+    }
+
+    /// The same, but for what the log holds before `since`: it is stored again.
+    #[must_use]
+    pub fn since(self, since: LogOffset) -> Known {
+        Known { since, ..self }
+    }
+
+    /// Whether what was there before is taken for whole.
+    pub fn trusts_archive(&self) -> bool {
+        self.since == LogOffset(0)
+    }
+
+    /// Whether nobody has stored the item yet; then the caller has claimed it and stores it.
+    ///
+    /// # Errors
+    /// Of the look-up. An index that is damaged where the item would be does not hold it: to
+    /// store it once more is no harm.
+    pub fn is_new(&self, id: &Id) -> Result<bool> {
+        Ok(!self.fresh.holds(id) && !self.is_indexed(id)? && self.fresh.claim(id))
+    }
+
+    fn is_indexed(&self, id: &Id) -> Result<bool> {
+        let Some(index) = &self.index else { return Ok(false) };
+        match index.find(id) {
+            Ok(found) => Ok(found.is_some_and(|entry| entry.frame >= self.since)),
+            Err(error) if error.is_damage() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
 /// An item that its map or manifest names and that no run holds.
-pub fn missing(label: &str, id: &Id) -> crate::error::Error {
+pub fn missing(label: &str, id: &Id) -> Error {
     let problem = format!("no run holds {id}");
     format_error(label, FormatError::new(Structure::Index, "F-067", problem))
 }

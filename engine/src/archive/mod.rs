@@ -3,17 +3,21 @@
 //! ```text
 //! open ── finds the last commit      store ── items by id        session ── appends and commits
 //!   └ resume ── adopts sealed work     └ index ── id to place      └ log ── the byte stream
+//!                                        └ recover ── what damaged runs held
+//!                                            └ tables ── items without an index
 //! ```
 
 pub mod chain;
 pub mod index;
 pub mod log;
 pub mod open;
+mod recover;
 pub mod resume;
 pub mod session;
 pub mod snapshots;
 pub mod spans;
 pub mod store;
+pub mod tables;
 
 use voltar_format::{FormatError, LogOffset};
 

@@ -302,18 +302,18 @@ impl Session {
 
     /// Keeps the number of runs logarithmic. Needs to read what it wrote, which a pipe cannot.
     fn merge_runs(&mut self) -> Result<()> {
-        if let Some(home) = self.home.clone() {
-            // A merged run may be the one that makes a merge of its own class due.
+        if let (Some(_), Some(index)) = (&self.home, self.index.clone()) {
+            // A merged run may be the one that makes a merge of its own class due. A damaged run
+            // is not kept: with all behind it, it is merged into a whole one.
             loop {
-                let from = merge_from(&self.runs);
+                let from = merge_from(&self.runs).min(index.first_damaged(&self.runs));
                 if from + 1 >= self.runs.len() {
                     break;
                 }
                 self.log.flush()?;
                 let merged: Vec<RunEntry> = self.runs.split_off(from);
-                let count = merged.iter().map(|run| run.entry_count).sum();
-                let mut merge = Merge::new(&home, &merged)?;
-                let run = self.write_run(count, || merge.next_entry())?;
+                let mut merge = Merge::new(&index, &merged)?;
+                let run = self.write_run(merge.count_max(), || merge.next_entry())?;
                 self.runs.push(run);
             }
         }

@@ -71,7 +71,11 @@ pub fn borders(
     ranges
 }
 
-fn footer_before(
+/// The footer of the record that ends at `end`, or what is wrong with it.
+///
+/// # Errors
+/// Of reading.
+pub(super) fn footer_before(
     home: &dyn Home,
     id: ArchiveId,
     end: u64,
@@ -104,7 +108,7 @@ fn search_back(home: &dyn Home, id: ArchiveId, start: u64, end: u64) -> u64 {
 }
 
 /// These bytes, with zeroes for blocks that cannot be read.
-fn read_what_is_there(home: &dyn Home, start: u64, end: u64) -> Vec<u8> {
+pub(super) fn read_what_is_there(home: &dyn Home, start: u64, end: u64) -> Vec<u8> {
     let mut window = vec![0; (end - start) as usize];
     if read_into(home, LogOffset(start), &mut window).is_err() {
         for (number, block) in window.chunks_mut(BLOCK_LEN).enumerate() {

@@ -56,29 +56,43 @@ impl Store {
         &self.index
     }
 
-    /// The item's bytes, checked against its id.
+    /// The item's bytes, checked against its id. If they are damaged in one place, the others
+    /// are tried.
     ///
     /// # Errors
     /// `Damaged` if it is missing, unreadable or not what its id says.
     pub fn item(&mut self, id: &Id, kind: ItemKind) -> Result<Vec<u8>> {
-        let place = self.find(id)?;
-        let found = self.in_frame(&place, id);
+        let mut first = None;
+        let mut tried = Vec::new();
+        loop {
+            let place = match self.find(id, &tried) {
+                Ok(Some(place)) => place,
+                Ok(None) => return Err(first.unwrap_or_else(|| missing(self.home.label(), id))),
+                Err(error) => return Err(first.unwrap_or(error)),
+            };
+            match self.item_at(&place, id, kind) {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => first = first.or(Some(error)),
+            }
+            tried.push(place.frame);
+        }
+    }
+
+    fn find(&self, id: &Id, tried: &[LogOffset]) -> Result<Option<Place>> {
+        let fresh = self.fresh.as_ref().and_then(|fresh| fresh.find(id));
+        if let Some(place) = fresh.filter(|place| !tried.contains(&place.frame)) {
+            return Ok(Some(place));
+        }
+        Ok(self.index.find_other(id, tried)?.as_ref().map(place_of))
+    }
+
+    fn item_at(&mut self, place: &Place, id: &Id, kind: ItemKind) -> Result<Vec<u8>> {
+        let found = self.in_frame(place, id);
         let bytes =
             found.map_err(|error| format_error(self.home.label(), error.at(place.frame)))??;
         check_id(&bytes, id, kind)
             .map_err(|error| format_error(self.home.label(), error.at(place.frame)))?;
         Ok(bytes)
-    }
-
-    fn find(&self, id: &Id) -> Result<Place> {
-        let fresh = self.fresh.as_ref().and_then(|fresh| fresh.find(id));
-        if let Some(place) = fresh {
-            return Ok(place);
-        }
-        match self.index.find(id)? {
-            Some(entry) => Ok(place_of(&entry)),
-            None => Err(missing(self.home.label(), id)),
-        }
     }
 
     fn in_frame(&mut self, place: &Place, id: &Id) -> Result<Result<Vec<u8>>, FormatError> {

@@ -10,7 +10,7 @@ use voltar_format::header::Header;
 use voltar_format::limits::{BLOCK_LEN, CHUNK_LEN_DEFAULT};
 use voltar_format::manifest::{Volume, is_name};
 use voltar_format::map::Shape;
-use voltar_format::walk::common_chunks;
+use voltar_format::walk::{Cursor, common_chunks};
 
 use crate::archive::open::{Archive, Shelf, look};
 use crate::archive::session::new_header;
@@ -20,7 +20,7 @@ use crate::device::file::{FileDevice, FileIdentity};
 use crate::device::open::{RELEASE_GRACE, open_archive_writer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::probe;
-use crate::options::{ArchiveHome, BackupRequest, Changes, Context, IoEngine, ParentChoice};
+use crate::options::{ArchiveHome, BackupRequest, Changes, Context, Dedup, IoEngine, ParentChoice};
 use crate::source::{Change, Degraded, Proof, View, check_coverage, file};
 
 /// The sources, open.
@@ -238,6 +238,22 @@ pub struct Parent {
     pub volume: Volume,
 }
 
+impl Parent {
+    /// At the start of the volume's map.
+    ///
+    /// # Errors
+    /// `Damaged` if the volume has no shape.
+    pub fn cursor(&self) -> Result<Cursor> {
+        Ok(Cursor::new(self.shape()?, self.volume.root))
+    }
+
+    fn shape(&self) -> Result<Shape> {
+        self.volume.shape().map_err(|error| {
+            Error::new(ErrorKind::Damaged, "the parent's volume has no shape").because(error)
+        })
+    }
+}
+
 /// Finds the parents of all views.
 ///
 /// # Errors
@@ -368,8 +384,17 @@ fn ask_change_source(request: &BackupRequest, view: &View, plan: &mut VolumePlan
         return Ok(());
     };
     plan.proof = source.proof();
-    let Some(parent) = &plan.parent else { return Ok(()) };
     let insisted = matches!(&request.changes, Changes::Kind(_));
+    if request.dedup == Dedup::Off {
+        let message = "a change source spares reading what is to be stored again";
+        return match insisted {
+            true => Err(Error::new(ErrorKind::InvalidRequest, message)
+                .on(&view.description)
+                .hint("with deduplication off, use --changes auto or full")),
+            false => Ok(()),
+        };
+    }
+    let Some(parent) = &plan.parent else { return Ok(()) };
     if matches!(&request.changes, Changes::Kind(kind) if kind != source.kind()) {
         let message = format!("the volume's change source is {:?}", source.kind());
         return Err(Error::new(ErrorKind::Unsupported, message).on(&view.description));
@@ -398,9 +423,7 @@ fn ask_change_source(request: &BackupRequest, view: &View, plan: &mut VolumePlan
 /// Byte ranges that are changed whatever the source says: those the parent could not read, and
 /// everything from the last chunk that both sizes share.
 fn unknown_in_parent(parent: &Parent, shape: &Shape) -> Result<Vec<Range<u64>>> {
-    let old = parent.volume.shape().map_err(|error| {
-        Error::new(ErrorKind::Damaged, "the parent's volume has no shape").because(error)
-    })?;
+    let old = parent.shape()?;
     let common = common_chunks(&old, shape).saturating_mul(u64::from(shape.chunk_len()));
     let unreadable = parent.volume.unreadable.iter();
     let mut ranges: Vec<Range<u64>> =

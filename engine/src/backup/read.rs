@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use voltar_format::limits::FRAME_RAW_LEN_MAX;
@@ -61,6 +62,8 @@ pub struct Source<'a> {
     pub engine: crate::options::IoEngine,
     /// For the parent's map.
     pub store: Option<Store>,
+    /// Where to say that the parent's map is damaged, and to go on without it; `None`: fail.
+    pub parent_lost: Option<&'a OnceLock<String>>,
     /// What to do about sectors that fail.
     pub on_read_error: OnReadError,
     /// Bytes per second.
@@ -80,12 +83,7 @@ pub fn produce(source: Source<'_>, feeder: &Feeder<'_, Item>) -> Result<()> {
     let queue = Queue::new(driver, source.device.geometry(), source.depth);
     let parent = source.plan.parent.as_ref();
     let cursor = match (parent, &source.store) {
-        (Some(parent), Some(_)) => {
-            let shape = parent.volume.shape().map_err(|error| {
-                Error::new(ErrorKind::Damaged, "the parent's volume has no shape").because(error)
-            })?;
-            Some(Cursor::new(shape, parent.volume.root))
-        }
+        (Some(parent), Some(_)) => Some(parent.cursor()?),
         _ => None,
     };
     let whole = [Step { chunks: 0..shape.chunk_count(), action: Action::Read }];
@@ -247,8 +245,12 @@ impl Reader<'_, '_, '_> {
         };
         cursor.seek(chunks.start);
         while (expected.len() as u64) < chunks.end - chunks.start {
+            let run = match cursor.next_run(store) {
+                Ok(run) => run,
+                Err(error) => return self.lose_parent(error).map(|()| Vec::new()),
+            };
             // Behind the parent's end there is nothing to compare with.
-            let Some(run) = cursor.next_run(store)? else { break };
+            let Some(run) = run else { break };
             let count = run.chunks.end.min(chunks.end) - run.chunks.start;
             expected.extend(std::iter::repeat_n(run.entry, count as usize));
         }
@@ -267,7 +269,12 @@ impl Reader<'_, '_, '_> {
         };
         cursor.seek(chunks.start);
         let mut same = 0;
-        while let Some(run) = cursor.next_run(store)? {
+        loop {
+            let run = match cursor.next_run(store) {
+                Ok(Some(run)) => run,
+                Ok(None) => break,
+                Err(error) => return self.lose_parent(error).map(|()| whole),
+            };
             let end = run.chunks.end.min(chunks.end);
             if run.chunks.start >= chunks.end {
                 break;
@@ -283,6 +290,19 @@ impl Reader<'_, '_, '_> {
             }
         }
         Ok(whole - same)
+    }
+
+    /// From here on there is no parent to compare with, if that is borne.
+    fn lose_parent(&mut self, error: Error) -> Result<()> {
+        match self.source.parent_lost {
+            Some(lost) if error.is_damage() => {
+                self.cursor = None;
+                // Only the first reason counts.
+                let _ = lost.set(why_lost(&error));
+                Ok(())
+            }
+            _ => Err(error),
+        }
     }
 
     fn send_now(&mut self, item: Item) -> Result<()> {
@@ -402,4 +422,9 @@ impl Reader<'_, '_, '_> {
             .meaning("nothing was committed; the archive's snapshots are as they were")
             .hint("copy the disk while it can still be read, or use --on-read-error record")
     }
+}
+
+/// Why a volume has no parent from here on, in words.
+pub fn why_lost(error: &Error) -> String {
+    format!("the parent's map is damaged, what it says is not used: {error}")
 }

@@ -2,7 +2,6 @@
 //! it lies in the cache.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 use voltar_format::checksum::{chunk_id, crc32c};
@@ -12,7 +11,7 @@ use voltar_format::map::Entry;
 use voltar_format::wire::{Reserved, is_zero};
 
 use super::read::{Data, Item};
-use crate::archive::index::{Fresh, Index};
+use crate::archive::index::Known;
 use crate::codec::{Encoder, Level, Pace};
 use crate::error::Result;
 use crate::io::buffer::Buffer;
@@ -108,10 +107,8 @@ impl Vectors {
 
 /// What all workers of a volume share.
 pub struct Shared {
-    /// What the archive holds; `None` for a pipe.
-    pub index: Option<Index>,
-    /// What this session adds.
-    pub fresh: Arc<Fresh>,
+    /// What need not be stored.
+    pub known: Known,
     /// The level.
     pub pace: Pace,
     /// Output vectors.
@@ -222,24 +219,15 @@ fn judge(
     }
     let id = chunk_id(bytes);
     let entry = if bad == Bad::Part { Entry::Partial(id) } else { Entry::Data(id) };
-    if before == Some(&entry) {
-        counts.reused += len;
-        return Ok((entry, false));
-    }
-    counts.changed += len;
-    let is_new = !shared.fresh.holds(&id) && !held(shared, &id)? && shared.fresh.claim(&id);
+    let is_unchanged = before == Some(&entry);
+    counts.changed += if is_unchanged { 0 } else { len };
+    let is_held = is_unchanged && shared.known.trusts_archive();
+    let is_new = !is_held && shared.known.is_new(&id)?;
     match is_new {
         true => counts.new += len,
         false => counts.reused += len,
     }
     Ok((entry, is_new))
-}
-
-fn held(shared: &Shared, id: &voltar_format::Id) -> Result<bool> {
-    match &shared.index {
-        Some(index) => Ok(index.find(id)?.is_some()),
-        None => Ok(false),
-    }
 }
 
 /// Compresses and seals the first `len` bytes of `buffer` as a frame of these items.

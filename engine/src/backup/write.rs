@@ -2,22 +2,22 @@
 
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use voltar_format::Id;
 use voltar_format::checksum::{chunk_id, crc32c};
 use voltar_format::commit::Commit;
 use voltar_format::frame::{ChunkEntry, Codec, ItemKind, encode_head, head_len, node_index};
-use voltar_format::limits::{ATTACHED_LEN_MAX, ATTACHED_MAX, FRAME_RAW_LEN_MAX, UNREADABLE_MAX};
+use voltar_format::limits::{ATTACHED_LEN_MAX, FRAME_RAW_LEN_MAX, UNREADABLE_MAX};
 use voltar_format::manifest::{Attached, Manifest, Note, NoteVolume, Volume};
 use voltar_format::map::{BuiltNode, Entry, MapBuilder, Shape, span_of_entry};
 use voltar_format::walk::Cursor;
 use voltar_format::wire::Reserved;
+use voltar_format::{Id, LogOffset};
 
 use super::plan::{self, Action, Parent, Target, VolumePlan};
 use super::read::{self, READ_LEN};
 use super::work::{Counts, NewFrame, Outcome, Payload, Shared, Vectors, Work};
-use crate::archive::index::{Fresh, Index};
+use crate::archive::index::{Fresh, Index, Known};
 use crate::archive::log::LogWriter;
 use crate::archive::open::{Archive, length};
 use crate::archive::resume::{adopt, check_foundation, mend_last_commit};
@@ -27,7 +27,7 @@ use crate::codec::{Encoder, Pace};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::buffer::BufferPool;
 use crate::observe::Phase;
-use crate::options::{ArchiveHome, BackupRequest, Context, IoEngine};
+use crate::options::{ArchiveHome, BackupRequest, Context, Dedup, IoEngine, ParentChoice};
 use crate::pipeline::{self, Plan};
 use crate::report::{BackupReport, ByteRange, VolumeBackup};
 use crate::source::View;
@@ -67,7 +67,7 @@ struct Backup<'a> {
     engine: IoEngine,
     archive: Option<Archive>,
     index: Option<Index>,
-    fresh: Arc<Fresh>,
+    known: Known,
     session: Session,
     plans: Vec<VolumePlan>,
     pool: BufferPool,
@@ -76,6 +76,8 @@ struct Backup<'a> {
     time_ns: i64,
     /// Bytes the audit read of the volume at hand.
     audited_bytes: u64,
+    /// Why the map of its parent cannot be read, once that is found.
+    parent_lost: OnceLock<String>,
 }
 
 /// How much of what, within the memory bound.
@@ -117,6 +119,7 @@ impl<'a> Backup<'a> {
             None => views.iter().map(|_| None).collect(),
         };
         let plans = plan_volumes(request, views, parents.clone())?;
+        check_limits(request, views, &plans, time_ns)?;
         let fresh = Arc::new(Fresh::default());
         let mut resumed_bytes = 0;
         let (session, index) = match &archive {
@@ -127,6 +130,11 @@ impl<'a> Backup<'a> {
                 resumed_bytes = resumed;
                 (session, Some(index))
             }
+        };
+        let known = Known::new(index.clone(), fresh);
+        let known = match (request.dedup, &archive) {
+            (Dedup::Off, Some(archive)) => known.since(archive.end()),
+            _ => known,
         };
         let sizes = Sizes::of(context);
         // Buffers that are being written stay out until somebody appends again: with as many more
@@ -142,7 +150,7 @@ impl<'a> Backup<'a> {
             engine,
             archive,
             index,
-            fresh,
+            known,
             session,
             plans,
             pool,
@@ -150,6 +158,7 @@ impl<'a> Backup<'a> {
             report,
             time_ns,
             audited_bytes: 0,
+            parent_lost: OnceLock::new(),
         })
     }
 
@@ -163,15 +172,8 @@ impl<'a> Backup<'a> {
             volumes.push(self.write_volume(number, view)?);
         }
         let attached = self.write_attached()?;
-        Ok(Manifest {
-            time_ns: self.time_ns,
-            host: host(),
-            program: program(),
-            parent: self.parent_id(),
-            tags: self.request.tags.clone(),
-            volumes,
-            attached,
-        })
+        let parent = self.parent_id();
+        Ok(Manifest { parent, ..manifest(self.request, self.time_ns, volumes, attached) })
     }
 
     fn parent_id(&self) -> Option<voltar_format::SnapshotId> {
@@ -180,27 +182,14 @@ impl<'a> Backup<'a> {
 
     /// Says in the log what the volumes of this session are.
     fn write_note(&mut self, views: &[View]) -> Result<()> {
-        let volumes = views.iter().zip(&self.plans).map(|(view, plan)| NoteVolume {
-            name: view.name.clone(),
-            size: view.size,
-            chunk_size: plan.shape.chunk_len(),
-        });
-        let note = Note {
-            time_ns: self.time_ns,
-            host: host(),
-            program: program(),
-            volumes: volumes.collect(),
-        };
-        let bytes = serde_json::to_vec(&note).map_err(|error| {
-            Error::new(ErrorKind::Internal, "cannot encode a note").because(error)
-        })?;
+        let bytes = note(views, &self.plans, self.time_ns)?;
         self.store_item(&bytes, ItemKind::Note, 0, 0).map(drop)
     }
 
     /// Stores one small item in a frame of its own, unless the archive holds it.
     fn store_item(&mut self, bytes: &[u8], kind: ItemKind, volume: u16, index: u64) -> Result<Id> {
         let id = chunk_id(bytes);
-        if !self.is_new(&id)? {
+        if !self.known.is_new(&id)? {
             return Ok(id);
         }
         let entry = ChunkEntry {
@@ -215,19 +204,20 @@ impl<'a> Backup<'a> {
         Ok(id)
     }
 
-    /// Whether nobody has stored this id yet; claims it.
-    fn is_new(&self, id: &Id) -> Result<bool> {
-        is_new(self.index.as_ref(), &self.fresh, id)
-    }
-
     fn write_volume(&mut self, number: usize, view: &View) -> Result<Volume> {
         self.audited_bytes = 0;
-        self.audit(number, view)?;
-        let plan = self.plans[number].clone();
+        self.parent_lost = OnceLock::new();
+        self.check_parent(number, view)?;
+        let mut plan = self.plans[number].clone();
         let mut writer = VolumeWriter::new(number as u16, &plan, self.store()?);
         self.pump(number, view, &plan, &mut writer)?;
         check_size(view)?;
-        let root = writer.finish(&mut self.session, self.index.as_ref(), &self.fresh)?;
+        let known = self.known_nodes();
+        let root = writer.finish(&mut self.session, &known)?;
+        if let Some(why) = self.parent_lost.take() {
+            self.warn(format!("volume {:?}: {why}", view.name));
+            plan.degraded = Some(why);
+        }
         let unreadable = merged(std::mem::take(&mut writer.unreadable));
         self.report.volumes.push(volume_report(
             view,
@@ -237,21 +227,9 @@ impl<'a> Backup<'a> {
             &unreadable,
             self.audited_bytes,
         ));
-        Ok(Volume {
-            name: view.name.clone(),
-            size: view.size,
-            chunk_size: plan.shape.chunk_len(),
-            root,
-            source: view.description.clone(),
-            change_source: plan.change_source.clone(),
-            proof: plan.proof.clone(),
-            degraded: plan.degraded.clone(),
-            unreadable: unreadable
-                .iter()
-                .map(|range| (range.start, range.end - range.start))
-                .collect(),
-            new_bytes: writer.counts.new,
-        })
+        let unreadable = unreadable.iter().map(|range| (range.start, range.end - range.start));
+        let (unreadable, new_bytes) = (unreadable.collect(), writer.counts.new);
+        Ok(Volume { root, unreadable, new_bytes, ..volume_of(view, &plan) })
     }
 
     /// A reader of the parent's map, if there is an archive.
@@ -274,8 +252,7 @@ impl<'a> Backup<'a> {
     ) -> Result<()> {
         let Sizes { workers, items, read_depth } = self.sizes;
         let shared = Shared {
-            index: self.index.clone(),
-            fresh: Arc::clone(&self.fresh),
+            known: self.known.clone(),
             pace: Pace::new(self.request.compression, workers, items),
             vectors: Vectors::new(items),
             volume: number as u16,
@@ -288,11 +265,13 @@ impl<'a> Backup<'a> {
             depth: read_depth,
             engine: self.engine,
             store: self.store()?,
+            parent_lost: self.bears_lost_parent().then_some(&self.parent_lost),
             on_read_error: self.request.on_read_error,
             limit_bytes_per_s: self.context.limit_bytes_per_s,
             cancel: self.context.cancel.clone(),
         };
-        let (session, index, fresh) = (&mut self.session, self.index.as_ref(), &self.fresh);
+        let (known, anew, lost) = (self.known.clone(), self.known_anew(), &self.parent_lost);
+        let session = &mut self.session;
         let observer = &self.context.observer;
         pipeline::run(
             Plan { workers, items },
@@ -301,11 +280,69 @@ impl<'a> Backup<'a> {
             |encoder, gauge, item| super::work::work(&shared, encoder, gauge, item),
             |_, work| {
                 let before = writer.position_bytes();
-                writer.take(session, index, fresh, &shared.vectors, work)?;
+                let known = if lost.get().is_some() { &anew } else { &known };
+                writer.take(session, known, &shared.vectors, work)?;
                 observer.advance(writer.position_bytes() - before);
                 Ok(())
             },
         )
+    }
+
+    /// Whether a backup goes on without a parent whose map is damaged: not without one that the
+    /// user chose.
+    fn bears_lost_parent(&self) -> bool {
+        !matches!(self.request.parent, ParentChoice::Snapshot(_))
+    }
+
+    /// What need not be stored, if nothing that was there before is taken for whole.
+    fn known_anew(&self) -> Known {
+        let end = self.archive.as_ref().map_or(LogOffset(0), Archive::end);
+        self.known.clone().since(end)
+    }
+
+    /// What map nodes need not be stored: where the parent's are damaged, its ids lead nowhere,
+    /// so the volume gets all nodes of its own from there on.
+    fn known_nodes(&self) -> Known {
+        match self.parent_lost.get() {
+            Some(_) => self.known_anew(),
+            None => self.known.clone(),
+        }
+    }
+
+    fn warn(&mut self, what: String) {
+        self.context.observer.notice(&what);
+        self.report.warnings.push(what);
+    }
+
+    /// Sees that what is to be kept can be read of the parent's map, and that it is true.
+    fn check_parent(&mut self, number: usize, view: &View) -> Result<()> {
+        match self.rehearse(number).and_then(|()| self.audit(number, view)) {
+            Err(error) if error.is_damage() && self.bears_lost_parent() => {
+                let _ = self.parent_lost.set(read::why_lost(&error));
+                let plan = &mut self.plans[number];
+                (plan.parent, plan.steps, plan.change_source) = (None, None, "none".into());
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Reads the nodes that keeping chunks will need, before anything else is: in the middle of a
+    /// volume it would be too late to read those chunks instead.
+    fn rehearse(&self, number: usize) -> Result<()> {
+        let plan = &self.plans[number];
+        let (Some(steps), Some(parent), Some(mut store)) =
+            (&plan.steps, &plan.parent, self.store()?)
+        else {
+            return Ok(());
+        };
+        let mut cursor = parent.cursor()?;
+        let kept = steps.iter().filter(|step| step.action == Action::Keep);
+        for step in kept {
+            self.context.cancel.check()?;
+            each_kept(&mut cursor, &mut store, &plan.shape, &step.chunks, |_, _| ())?;
+        }
+        Ok(())
     }
 
     /// Reads a random sample of what the change source calls unchanged; one difference and
@@ -336,18 +373,13 @@ impl<'a> Backup<'a> {
         let why = format!(
             "{liar} called the chunk at {offset:#x} unchanged, but it differs; everything was read"
         );
-        self.report.warnings.push(why.clone());
-        self.context.observer.notice(&why);
-        plan.degraded = Some(why);
+        plan.degraded = Some(why.clone());
         plan.steps = None;
+        self.warn(why);
     }
 
     fn write_attached(&mut self) -> Result<Vec<Attached>> {
         let files = self.request.attach.clone();
-        if files.len() > ATTACHED_MAX {
-            let message = format!("{} attached files; at most {ATTACHED_MAX}", files.len());
-            return Err(Error::new(ErrorKind::InvalidRequest, message));
-        }
         let mut attached = Vec::new();
         for (number, (name, path)) in (0u16..).zip(files) {
             attached.push(self.write_file(number, name, &path)?);
@@ -368,18 +400,24 @@ impl<'a> Backup<'a> {
 
     /// Commits, unless it is a dry run.
     fn finish(self, manifest: &Manifest) -> Result<BackupReport> {
-        let Backup { session, mut report, request, context, .. } = self;
+        let Backup { session, mut report, request, context, index, .. } = self;
         context.cancel.check()?;
-        let bytes = manifest.encode().map_err(|error| {
-            Error::new(ErrorKind::InvalidRequest, "the snapshot's description is too large")
-                .because(error)
-        })?;
+        let bytes = encode(manifest)?;
         if request.dry_run {
             report.stored_bytes = session.appended();
             return Ok(report);
         }
         context.observer.phase(Phase::Commit, None);
         let (commit, stored_bytes) = session.commit(&bytes)?;
+        let damaged = index.as_ref().map_or(0, Index::damaged_runs);
+        if damaged > 0 {
+            let what = format!(
+                "{damaged} damaged index runs were met; what they held was read from the tables of \
+                 the segments, and this snapshot has whole ones"
+            );
+            context.observer.notice(&what);
+            report.warnings.push(what);
+        }
         report.snapshot = commit_id(&commit);
         report.stored_bytes = stored_bytes;
         Ok(report)
@@ -404,6 +442,79 @@ fn plan_volumes(
     parents: Vec<Option<Parent>>,
 ) -> Result<Vec<VolumePlan>> {
     views.iter().zip(parents).map(|(view, parent)| plan::volume(request, view, parent)).collect()
+}
+
+/// A snapshot's description, but for its parent.
+fn manifest(
+    request: &BackupRequest,
+    time_ns: i64,
+    volumes: Vec<Volume>,
+    attached: Vec<Attached>,
+) -> Manifest {
+    Manifest {
+        time_ns,
+        host: host(),
+        program: program(),
+        parent: None,
+        tags: request.tags.clone(),
+        volumes,
+        attached,
+    }
+}
+
+/// What is known of a volume before it is read.
+fn volume_of(view: &View, plan: &VolumePlan) -> Volume {
+    Volume {
+        name: view.name.clone(),
+        size: view.size,
+        chunk_size: plan.shape.chunk_len(),
+        root: Id::default(),
+        source: view.description.clone(),
+        change_source: plan.change_source.clone(),
+        proof: plan.proof.clone(),
+        degraded: plan.degraded.clone(),
+        unreadable: Vec::new(),
+        new_bytes: 0,
+    }
+}
+
+fn encode(manifest: &Manifest) -> Result<Vec<u8>> {
+    manifest.encode().map_err(|error| {
+        Error::new(ErrorKind::InvalidRequest, "the snapshot's description is too large")
+            .because(error)
+    })
+}
+
+fn note(views: &[View], plans: &[VolumePlan], time_ns: i64) -> Result<Vec<u8>> {
+    let volumes = views.iter().zip(plans).map(|(view, plan)| NoteVolume {
+        name: view.name.clone(),
+        size: view.size,
+        chunk_size: plan.shape.chunk_len(),
+    });
+    let volumes = volumes.collect();
+    let note = Note { time_ns, host: host(), program: program(), volumes };
+    let bytes = serde_json::to_vec(&note)
+        .map_err(|error| Error::new(ErrorKind::Internal, "cannot encode a note").because(error))?;
+    match bytes.len() <= FRAME_RAW_LEN_MAX as usize {
+        true => Ok(bytes),
+        false => Err(Error::new(ErrorKind::InvalidRequest, "the volumes' names are too long")
+            .hint("back up fewer volumes at once")),
+    }
+}
+
+/// Checks what can be known of the snapshot's description before hours of reading (W-19): all but
+/// the pieces of attached files and what will be unreadable.
+fn check_limits(
+    request: &BackupRequest,
+    views: &[View],
+    plans: &[VolumePlan],
+    time_ns: i64,
+) -> Result<()> {
+    let volumes = views.iter().zip(plans).map(|(view, plan)| volume_of(view, plan)).collect();
+    let names = request.attach.iter().map(|(name, _)| name.clone());
+    let attached = names.map(|name| Attached { name, size: 0, pieces: Vec::new() }).collect();
+    encode(&manifest(request, time_ns, volumes, attached))?;
+    note(views, plans, time_ns).map(drop)
 }
 
 fn fresh_session(target: &Target, time_ns: i64, fresh: &Arc<Fresh>) -> Result<Session> {
@@ -431,8 +542,7 @@ fn home_session(
     dry_run: bool,
 ) -> Result<(Session, Index, u64)> {
     check_foundation(archive)?;
-    let runs = archive.last.as_ref().map(|commit| commit.runs.clone()).unwrap_or_default();
-    let index = Index::new(Arc::clone(&archive.home), runs);
+    let index = Index::of(archive);
     let end = archive.end().0;
     let len = length(&*archive.home)?;
     if len > end {
@@ -561,18 +671,6 @@ fn program() -> String {
     concat!("voltar ", env!("CARGO_PKG_VERSION")).to_owned()
 }
 
-fn is_new(index: Option<&Index>, fresh: &Fresh, id: &Id) -> Result<bool> {
-    if fresh.holds(id) {
-        return Ok(false);
-    }
-    if let Some(index) = index
-        && index.find(id)?.is_some()
-    {
-        return Ok(false);
-    }
-    Ok(fresh.claim(id))
-}
-
 fn append_stored(session: &mut Session, entries: &[ChunkEntry], payload: &[u8]) -> Result<()> {
     let mut head = vec![0; head_len(entries.len() as u16)];
     encode_head(Codec::Store, entries, payload.len() as u32, crc32c(payload), &mut head);
@@ -613,9 +711,8 @@ struct VolumeWriter {
 
 impl VolumeWriter {
     fn new(number: u16, plan: &VolumePlan, store: Option<Store>) -> VolumeWriter {
-        let parent = plan.parent.as_ref().zip(store).and_then(|(parent, store)| {
-            Some((Cursor::new(parent.volume.shape().ok()?, parent.volume.root), store))
-        });
+        let parent = plan.parent.as_ref().zip(store);
+        let parent = parent.and_then(|(parent, store)| Some((parent.cursor().ok()?, store)));
         VolumeWriter {
             number,
             shape: plan.shape,
@@ -636,8 +733,7 @@ impl VolumeWriter {
     fn take(
         &mut self,
         session: &mut Session,
-        index: Option<&Index>,
-        fresh: &Fresh,
+        known: &Known,
         vectors: &Vectors,
         work: Work,
     ) -> Result<()> {
@@ -656,7 +752,7 @@ impl VolumeWriter {
             Outcome::Zero(count) => self.push_zero(count),
             Outcome::Keep(chunks) => self.keep(chunks)?,
         }
-        self.store_nodes(session, index, fresh, NODES_PER_FRAME)
+        self.store_nodes(session, known, NODES_PER_FRAME)
     }
 
     fn add(&mut self, counts: Counts) {
@@ -678,30 +774,21 @@ impl VolumeWriter {
         let Some((cursor, store)) = &mut self.parent else {
             return Err(Error::new(ErrorKind::Internal, "chunks are to be kept without a parent"));
         };
-        while self.builder.position() < chunks.end {
-            let at = self.builder.position();
-            let level = kept_level(&self.builder, &self.shape, cursor.shape(), chunks.end);
-            let standing = cursor.entry_at(store, level, at)?;
-            debug_assert!(standing.level >= level && at.is_multiple_of(span_of_entry(level)));
-            self.builder.push_at(level, standing.entry, &mut self.nodes);
-        }
-        Ok(())
+        debug_assert_eq!(self.builder.position(), chunks.start);
+        let (builder, nodes) = (&mut self.builder, &mut self.nodes);
+        each_kept(cursor, store, &self.shape, &chunks, |level, entry| {
+            builder.push_at(level, entry, nodes);
+        })
     }
 
     /// Stores finished nodes once there are enough of them.
-    fn store_nodes(
-        &mut self,
-        session: &mut Session,
-        index: Option<&Index>,
-        fresh: &Fresh,
-        enough: usize,
-    ) -> Result<()> {
+    fn store_nodes(&mut self, session: &mut Session, known: &Known, enough: usize) -> Result<()> {
         while self.nodes.len() >= enough && !self.nodes.is_empty() {
             let count = self.nodes.len().min(NODES_PER_FRAME);
             let mut entries = Vec::new();
             let mut payload = Vec::new();
             for node in self.nodes.drain(..count) {
-                if is_new(index, fresh, &node.id)? {
+                if known.is_new(&node.id)? {
                     payload.extend_from_slice(&node.bytes);
                     entries.push(ChunkEntry {
                         id: node.id,
@@ -721,26 +808,40 @@ impl VolumeWriter {
     }
 
     /// Ends the map and returns its root.
-    fn finish(
-        &mut self,
-        session: &mut Session,
-        index: Option<&Index>,
-        fresh: &Fresh,
-    ) -> Result<Id> {
+    fn finish(&mut self, session: &mut Session, known: &Known) -> Result<Id> {
         let builder = std::mem::replace(&mut self.builder, MapBuilder::new(self.shape));
         let root = builder.finish(&mut self.nodes);
-        self.store_nodes(session, index, fresh, 1)?;
+        self.store_nodes(session, known, 1)?;
         Ok(root)
     }
 }
 
+/// Calls `take` with the parent's entries for these chunks, on the highest levels possible.
+fn each_kept(
+    cursor: &mut Cursor,
+    store: &mut Store,
+    ours: &Shape,
+    chunks: &Range<u64>,
+    mut take: impl FnMut(u8, Entry),
+) -> Result<()> {
+    let mut at = chunks.start;
+    while at < chunks.end {
+        let level = kept_level(ours, cursor.shape(), at..chunks.end);
+        let standing = cursor.entry_at(store, level, at)?;
+        debug_assert!(standing.level >= level && at.is_multiple_of(span_of_entry(level)));
+        take(level, standing.entry);
+        at = at.saturating_add(span_of_entry(level));
+    }
+    Ok(())
+}
+
 /// The highest level at which an entry of the parent's map stands for the same chunks in ours,
-/// from the position on and before `end`.
-fn kept_level(builder: &MapBuilder, ours: &Shape, parents: &Shape, end: u64) -> u8 {
-    let level = builder.aligned_level(end).min(parents.root_level());
+/// the first of `chunks` on.
+fn kept_level(ours: &Shape, parents: &Shape, chunks: Range<u64>) -> u8 {
+    let level = ours.aligned_level(chunks.clone()).min(parents.root_level());
     // Where the sizes differ, an entry that reaches the end of one volume covers other chunks in
     // the other: only a full one means the same in both.
-    let is_full = |level: &u8| builder.position().saturating_add(span_of_entry(*level)) <= end;
+    let is_full = |level: &u8| chunks.start.saturating_add(span_of_entry(*level)) <= chunks.end;
     match ours == parents {
         true => level,
         false => (0..=level).rev().find(is_full).unwrap_or(0),
@@ -769,10 +870,7 @@ struct Audit<'a> {
 
 impl<'a> Audit<'a> {
     fn new(shape: Shape, parent: &Parent, view: &'a View) -> Result<Audit<'a>> {
-        let old = parent.volume.shape().map_err(|error| {
-            Error::new(ErrorKind::Damaged, "the parent's volume has no shape").because(error)
-        })?;
-        Ok(Audit { view, shape, cursor: Cursor::new(old, parent.volume.root), bytes: 0 })
+        Ok(Audit { view, shape, cursor: parent.cursor()?, bytes: 0 })
     }
 
     /// Looks at a random `share` of the kept chunks, at least one; returns the byte offset of the

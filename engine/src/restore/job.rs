@@ -17,7 +17,7 @@ use crate::archive::open::Archive;
 use crate::archive::snapshots::Snapshot;
 use crate::archive::store::Store;
 use crate::device::{Extents, Zero, ZeroMethod};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::options::OnDamage;
 
 /// What a volume is written to.
@@ -52,8 +52,9 @@ impl Job {
         on_damage: OnDamage,
     ) -> Result<Job> {
         let shape = volume.shape().map_err(|error| format_error(archive.label(), error))?;
-        // The snapshot's own runs hold all it needs, whatever became of those after it.
-        let index = Index::new(archive.home.clone(), snapshot.commit.runs.clone());
+        // The snapshot's own runs hold all it needs, whatever became of those after it; those
+        // after it know what was stored again.
+        let index = Index::of_commit(archive, &snapshot.commit);
         let (archive, volume) = (archive.clone(), volume.clone());
         Ok(Job { archive, index, volume, shape, on_damage })
     }
@@ -98,12 +99,6 @@ impl Job {
     }
 }
 
-/// Whether a failure to read the archive is a property of its bytes or its medium, so that a
-/// restore that bears damage goes on behind it.
-pub fn is_damage(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Io)
-}
-
 /// The map's nodes. Where damage is borne, a node that cannot be had is one of zeroes, and the
 /// bytes it covers are lost.
 pub struct Nodes<'a> {
@@ -118,12 +113,12 @@ impl NodeSource for Nodes<'_> {
 
     fn node(&mut self, id: &Id, shape: &Shape, level: u8, number: u64) -> Result<Node> {
         match self.store.node(id, shape, level, number) {
-            Err(error) if self.bears_damage && is_damage(&error) => {
+            Err(error) if self.bears_damage && error.is_damage() => {
                 self.lost.add(covered(shape, level, number));
                 let children = shape.child_count(level, number);
                 Ok(Node { level, entries: vec![voltar_format::map::Entry::Zero; children] })
             }
-            Err(error) if is_damage(&error) => {
+            Err(error) if error.is_damage() => {
                 let covered = covered(shape, level, number);
                 let (start, end, name) = (covered.start, covered.end, &self.volume);
                 let message =

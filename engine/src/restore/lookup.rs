@@ -10,7 +10,7 @@ use voltar_format::map::Entry;
 use voltar_format::walk::{Cursor, Run};
 use voltar_format::{Id, LogOffset};
 
-use super::job::{Job, Nodes, Tally, is_damage};
+use super::job::{Job, Nodes, Tally};
 use super::marks::Marks;
 use super::neighbours::Neighbours;
 use crate::archive::index::{Place, missing};
@@ -172,12 +172,12 @@ impl<'a> Lookup<'a> {
                 filling.want(&place, Item { chunk, slot: place.slot, id }, bytes.end - bytes.start);
                 Ok(())
             }
-            Err(error) if is_damage(&error) && self.job.on_damage == OnDamage::Zero => {
+            Err(error) if error.is_damage() && self.job.on_damage == OnDamage::Zero => {
                 self.tally.damaged.add(bytes);
                 self.zero(&chunks, filling);
                 Ok(())
             }
-            Err(error) if is_damage(&error) => Err(self.job.lost(&bytes, error)),
+            Err(error) if error.is_damage() => Err(self.job.lost(&bytes, error)),
             Err(error) => Err(error),
         }
     }

@@ -1,16 +1,17 @@
 //! Work: frames to checked pieces of the volume, and zeroing.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use voltar_format::frame::{ChunkEntry, Frame, ItemKind};
 use voltar_format::limits::FRAME_RAW_LEN_MAX;
-use voltar_format::{ChunkIndex, FormatError, Structure};
+use voltar_format::{ChunkIndex, FormatError, Id, Structure};
 
-use super::job::{Job, Tally, Target, is_damage};
+use super::job::{Job, Tally, Target};
 use super::lookup::{Item, Wanted};
 use super::read::{Read, Task};
 use crate::archive::format_error;
-use crate::archive::store::check_id;
+use crate::archive::store::{Store, check_id};
 use crate::codec::Decoder;
 use crate::error::{Error, Result};
 use crate::io::buffer::{Buffer, BufferPool};
@@ -83,8 +84,8 @@ impl Shop<'_> {
         let mut contents = match self.decode(decoder, wanted, read, &mut out) {
             Ok(contents) => contents,
             Err(error) => {
-                self.lose(&wanted.items, error)?;
-                return Ok(None);
+                let pieces = self.elsewhere(&wanted.items, &mut out, error)?;
+                return Ok((!pieces.is_empty()).then_some((out, pieces)));
             }
         };
         let mut pieces = Vec::new();
@@ -92,7 +93,13 @@ impl Shop<'_> {
             let checked = contents.piece(self.job, item, &out);
             match checked {
                 Ok(piece) => append(&mut pieces, piece),
-                Err(error) => self.lose(&[*item], self.in_words(error, wanted))?,
+                Err(error) => {
+                    let error = self.in_words(error, wanted);
+                    let room = contents.room(item, &mut out);
+                    let found = self.elsewhere(&[*item], room.1, error)?;
+                    let moved = found.into_iter().map(|it| Piece { from: it.from + room.0, ..it });
+                    moved.for_each(|piece| append(&mut pieces, piece));
+                }
             }
         }
         Ok((!pieces.is_empty()).then_some((out, pieces)))
@@ -122,10 +129,46 @@ impl Shop<'_> {
         format_error(self.job.archive.label(), error.at(wanted.frame))
     }
 
+    /// Fetches chunks that cannot be had in one place from any other, into `room`; what is
+    /// nowhere is lost, for the reason of the first place.
+    fn elsewhere(&self, items: &[Item], room: &mut [u8], error: Error) -> Result<Vec<Piece>> {
+        let mut pieces = Vec::new();
+        let mut lost = Vec::new();
+        if !error.is_damage() {
+            return self.lose(items, error).map(|()| pieces);
+        }
+        let mut store = Store::new(self.job.archive.home.clone(), self.job.index.clone())?;
+        let mut held: HashMap<Id, Range<usize>> = HashMap::new();
+        let mut next = 0;
+        for item in items {
+            self.context.cancel.check()?;
+            let target = self.job.shape.chunk_range(ChunkIndex(item.chunk));
+            let len = (target.end - target.start) as usize;
+            if !held.contains_key(&item.id)
+                && let Ok(bytes) = store.item(&item.id, ItemKind::Chunk)
+                && let Some(place) = room.get_mut(next..next + bytes.len())
+            {
+                place.copy_from_slice(&bytes);
+                held.insert(item.id, next..next + bytes.len());
+                next += bytes.len();
+            }
+            match held.get(&item.id).filter(|range| range.len() == len) {
+                Some(range) => {
+                    append(&mut pieces, Piece { from: range.start, len, offset: target.start });
+                }
+                None => lost.push(*item),
+            }
+        }
+        match lost.is_empty() {
+            true => Ok(pieces),
+            false => self.lose(&lost, error).map(|()| pieces),
+        }
+    }
+
     /// The archive cannot give these chunks: zeroes them if that is borne, or fails.
     fn lose(&self, items: &[Item], error: Error) -> Result<()> {
         let bytes = |item: &Item| self.job.shape.chunk_range(ChunkIndex(item.chunk));
-        if self.job.on_damage == OnDamage::Fail || !is_damage(&error) {
+        if self.job.on_damage == OnDamage::Fail || !error.is_damage() {
             let first = items.first().map_or(0..0, bytes);
             let last = items.last().map_or(0..0, bytes);
             return Err(self.job.lost(&(first.start..last.end), error));
@@ -159,6 +202,17 @@ impl Contents {
             .collect();
         let checked = vec![false; entries.len()];
         Contents { entries, starts, checked }
+    }
+
+    /// The bytes of the decoded payload `raw` that nobody needs if the item is not proven: those
+    /// of its slot, and where they start.
+    fn room<'r>(&self, item: &Item, raw: &'r mut [u8]) -> (usize, &'r mut [u8]) {
+        let slot = usize::from(item.slot);
+        let range = self.starts.get(slot).zip(self.entries.get(slot));
+        let range = range.map_or(0..0, |(from, entry)| *from..from + entry.raw_len as usize);
+        // Not an item that was proven and is another's.
+        let is_free = self.checked.get(slot) == Some(&false);
+        (range.start, if is_free { raw.get_mut(range) } else { None }.unwrap_or_default())
     }
 
     /// Where the item lies in the payload `raw` and where it goes, once it is proven to be what

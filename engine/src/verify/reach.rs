@@ -27,7 +27,6 @@ use crate::archive::read_exact;
 use crate::archive::snapshots::Snapshot;
 use crate::archive::store::{Store, place_of};
 use crate::error::{ErrorKind, Result};
-use crate::inspect::newest_store;
 use crate::observe::Phase;
 use crate::options::Context;
 use crate::report::Affected;
@@ -52,9 +51,11 @@ pub(super) fn walk(
     tally: &mut Tally<'_>,
     only: Option<&Snapshot>,
 ) -> Result<()> {
-    let Some(last) = &archive.last else { return Ok(()) };
-    let index = Index::new(std::sync::Arc::clone(&archive.home), last.runs.clone());
-    let store = newest_store(archive)?;
+    if archive.last.is_none() {
+        return Ok(());
+    }
+    let index = Index::of(archive);
+    let store = Store::new(std::sync::Arc::clone(&archive.home), index.clone())?;
     let mut reach = Reach {
         archive,
         context,
@@ -281,24 +282,50 @@ impl Reach<'_, '_> {
         kind: ItemKind,
         len: Option<u32>,
     ) -> Result<Result<Place, Hit>> {
-        let place = match self.index.find(id) {
-            Ok(Some(entry)) => place_of(&entry),
-            Ok(None) => {
-                let error = format!("no index run holds {id} (F-067)");
-                let range = walked.commit.clone();
-                return Ok(Err(self.hit(Finding::new("index", range, error, Loss::Nothing))));
+        let mut first = None;
+        let mut tried = Vec::new();
+        loop {
+            let place = match (self.index.find_other(id, &tried), first) {
+                (Ok(Some(entry)), _) => place_of(&entry),
+                (_, Some(hit)) => return Ok(Err(hit)),
+                (Ok(None), None) => {
+                    let error = format!("no index run holds {id} (F-067)");
+                    let range = walked.commit.clone();
+                    return Ok(Err(self.hit(Finding::new("index", range, error, Loss::Nothing))));
+                }
+                (Err(error), None) => {
+                    let start = error.range().map_or(walked.commit.start, |range| range.start);
+                    let range = start..start + BLOCK;
+                    return Ok(Err(self.hit(Finding::unread(
+                        "index",
+                        range,
+                        &error,
+                        Loss::Nothing,
+                    ))));
+                }
+            };
+            match self.prove(&place, id, kind, len) {
+                Ok(()) => return Ok(Ok(place)),
+                Err(hit) => first = first.or(Some(hit)),
             }
-            Err(error) => {
-                let start = error.range().map_or(walked.commit.start, |range| range.start);
-                let finding = Finding::unread("index", start..start + BLOCK, &error, Loss::Nothing);
-                return Ok(Err(self.hit(finding)));
-            }
-        };
-        let range = frame_range(&place);
-        if let Some(hit) = self.tally.findings.loss_at(&range, place.slot) {
-            return Ok(Err(hit));
+            // Any other place is as good.
+            tried.push(place.frame);
         }
-        let entry = self.entry_at(&place);
+    }
+
+    /// Whether the item is at this place; or the damage that is in the way.
+    fn prove(
+        &mut self,
+        place: &Place,
+        id: &Id,
+        kind: ItemKind,
+        len: Option<u32>,
+    ) -> Result<(), Hit> {
+        let range = frame_range(place);
+        if let Some(hit) = self.tally.findings.loss_at(&range, place.slot) {
+            return Err(hit);
+        }
+        let entry = self.entry_at(place);
         let is_there = entry.is_some_and(|entry| {
             let is_node = entry.kind == ItemKind::Node as u8;
             entry.id == *id
@@ -307,11 +334,11 @@ impl Reach<'_, '_> {
                 && len.is_none_or(|len| len == entry.raw_len)
         });
         match is_there {
-            true => Ok(Ok(place)),
+            true => Ok(()),
             false => {
                 let error =
                     format!("the index looks for {id} here, in slot {} (F-068)", place.slot);
-                Ok(Err(self.hit(Finding::new("index", range, error, Loss::Nothing))))
+                Err(self.hit(Finding::new("index", range, error, Loss::Nothing)))
             }
         }
     }

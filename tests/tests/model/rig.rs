@@ -19,7 +19,7 @@ use voltar_engine::device::Extents;
 use voltar_engine::device::memory::MemoryDevice;
 use voltar_engine::error::Result;
 use voltar_engine::options::{
-    ArchiveHome, BackupRequest, Changes, Compression, Context, OnReadError, ParentChoice,
+    ArchiveHome, BackupRequest, Changes, Compression, Context, Dedup, OnReadError, ParentChoice,
     VerifyRequest,
 };
 use voltar_engine::report::{BackupReport, VerifyReport};
@@ -43,6 +43,7 @@ pub fn request() -> BackupRequest {
         chunk_len: Some(4096),
         attach: Vec::new(),
         tags: BTreeMap::new(),
+        dedup: Dedup::On,
         on_read_error: OnReadError::Fail,
         dry_run: false,
     }
