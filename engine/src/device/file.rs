@@ -23,6 +23,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
+use super::node::Node;
 use super::{Device, Extent, ExtentKind, Extents, Geometry, Resize, Zero, ZeroMethod, sysfs};
 use crate::io::blocking::BlockingDriver;
 use crate::io::buffer::BufferPool;
@@ -93,9 +94,13 @@ impl FileIdentity {
 
     /// Whether both names lead to the same bytes.
     pub fn is_same(&self, other: &FileIdentity) -> bool {
-        match self.is_block && other.is_block {
-            true => self.rdev == other.rdev,
-            false => (self.dev, self.ino) == (other.dev, other.ino),
+        self.node() == other.node()
+    }
+
+    pub(super) fn node(&self) -> Node {
+        match self.is_block {
+            true => Node::Block(self.rdev),
+            false => Node::File(self.dev, self.ino),
         }
     }
 }

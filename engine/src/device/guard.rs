@@ -19,7 +19,7 @@ use nix::errno::Errno;
 use super::file::{Access, FileDevice, FileIdentity};
 use super::in_use::{self, Use};
 use super::open::{RELEASE_GRACE, check_kind, look};
-use super::{Device, ExtentKind, Extents, sysfs};
+use super::{Device, ExtentKind, Extents};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::ioctl;
 
@@ -145,25 +145,12 @@ fn refuse_the_read(target: &Path, seen: &FileIdentity, not_these: &[PathBuf]) ->
         if seen.is_same(&other) {
             return Err(refusal(target, format!("it is {} itself", path.display()), hint));
         }
-        if overlaps(seen, &other) || stands_on(seen, &other) || stands_on(&other, seen) {
+        if in_use::share_bytes(seen, &other) {
             let why = format!("it shares its bytes with {}", path.display());
             return Err(refusal(target, why, hint));
         }
     }
     Ok(())
-}
-
-/// Whether one is the disk and the other a partition of it.
-fn overlaps(one: &FileIdentity, other: &FileIdentity) -> bool {
-    one.is_block && other.is_block && sysfs::family(one.rdev).contains(&other.rdev)
-}
-
-/// Whether `upper` is a loop device over `lower`.
-fn stands_on(upper: &FileIdentity, lower: &FileIdentity) -> bool {
-    in_use::backing_files(upper).iter().any(|path| {
-        let backing = File::open(path).and_then(|file| FileIdentity::of(&file));
-        backing.is_ok_and(|backing| backing.is_same(lower))
-    })
 }
 
 /// Opens it. What a killed process held is waited for as long as the kernel may take to let go.
@@ -511,6 +498,81 @@ sys.stdin.read()
         drop(helper);
         // mkfs or mkswap left something behind; the tests above never did.
         drop(guard(&target, &overwrite()).unwrap());
+    }
+
+    #[test]
+    fn a_loop_device_is_refused_while_its_backing_file_is_in_use() {
+        let folder = tempfile::tempdir().unwrap();
+        let backing = file_with(folder.path(), "backing", &vec![0; 4 * LEN]);
+        let Some(device) = Loop::set_up(&backing, &[]) else {
+            return;
+        };
+        let target = device.path.clone();
+        for (script, words) in
+            [(OPEN_FOR_WRITING, "has it open for writing"), (LOCK_LIKE_QEMU, "QEMU")]
+        {
+            let Some(helper) = Helper::start(script, &backing) else {
+                return;
+            };
+            assert_refused(&target, &overwrite(), &backing.display().to_string());
+            assert_refused(&target, &overwrite(), words);
+            drop(helper);
+        }
+        drop(guard(&target, &overwrite()).unwrap());
+    }
+
+    #[test]
+    fn a_loop_device_is_refused_while_another_on_the_same_bytes_is_in_use() {
+        let folder = tempfile::tempdir().unwrap();
+        let backing = file_with(folder.path(), "backing", &vec![0; 8 * LEN]);
+        let half = (4 * LEN).to_string();
+        let Some(device) = Loop::set_up(&backing, &["--offset", &half]) else {
+            return;
+        };
+        let same = device.beside(&backing, &[]).unwrap();
+        let before = device.beside(&backing, &["--sizelimit", &half]).unwrap();
+        let target = device.path.clone();
+        // Not in use, the others do not matter; but what is read from one is never overwritten
+        // through another.
+        drop(guard(&target, &overwrite()).unwrap());
+        for (read, shared) in [(&same, true), (&before, false)] {
+            let request = GuardRequest { not_these: vec![read.path.clone()], ..overwrite() };
+            match shared {
+                true => assert_refused(&target, &request, "shares its bytes"),
+                false => drop(guard(&target, &request).unwrap()),
+            }
+        }
+        let place = folder.path().join("place");
+        fs::create_dir(&place).unwrap();
+        let place = place.to_str().unwrap();
+        for (other, refused) in [(&same, true), (&before, false)] {
+            let node = other.path.to_str().unwrap();
+            if run("mkfs.ext4", &["-q", "-F", node]) && run("mount", &[node, place]) {
+                match refused {
+                    true => assert_refused(&target, &overwrite(), &format!("mounted at {place}")),
+                    false => drop(guard(&target, &overwrite()).unwrap()),
+                }
+                assert!(run("umount", &[place]));
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_loop_device_stands_on_is_known_by_any_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = file_with(folder.path(), "first", &vec![0; LEN]);
+        let second = folder.path().join("second");
+        fs::hard_link(&first, &second).unwrap();
+        let Some(device) = Loop::set_up(&first, &[]) else {
+            return;
+        };
+        fs::remove_file(&first).unwrap();
+        assert_refused(&second, &overwrite(), "it is what /dev/loop");
+        let request = GuardRequest { not_these: vec![second], ..overwrite() };
+        assert_refused(&device.path, &request, "shares its bytes");
+        // Another file by the old name is none of its business.
+        let other = file_with(folder.path(), "first", &vec![0; LEN]);
+        drop(guard(&other, &overwrite()).unwrap());
     }
 
     fn refused_while_mounted(folder: &Path, target: &Path) {

@@ -5,15 +5,16 @@
 //! caller may look into (all, as root).
 
 use std::fs::{self, File};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use nix::libc;
 
 use super::file::FileIdentity;
-use super::sysfs::{self, DeviceNumber};
+use super::loops::{self, Loop};
+use super::node::Node;
+use super::sysfs;
 use crate::io::ioctl;
 
 /// QEMU's lock bytes (`block/file-posix.c`): permissions held, at 100 plus the permission's bit.
@@ -39,19 +40,48 @@ impl Use {
     fn new(words: impl Into<String>, hint: &'static str) -> Self {
         Use { words: words.into(), hint }
     }
+
+    /// The same use, of something other than the target.
+    fn of(self, subject: &str) -> Self {
+        Use { words: format!("{subject}, is in use: {}", self.words), ..self }
+    }
 }
 
-/// The uses that can be seen without opening the target.
+/// The uses that can be seen without opening the target: of itself, and of what it stands on.
 pub(super) fn from_outside(target: &FileIdentity) -> Option<Use> {
-    let family = match target.is_block {
-        true => sysfs::family(target.rdev),
-        false => Vec::new(),
-    };
-    mounted(&family)
-        .or_else(|| swapped(target, &family))
-        .or_else(|| held(&family))
-        .or_else(|| behind_loop(target))
-        .or_else(|| opened_for_long(target, &family))
+    let family = target.node().family();
+    let loops = loops::all();
+    used(&family, &loops).or_else(|| {
+        loops::below(&family, &loops).into_iter().find_map(|device| used_below(device, &loops))
+    })
+}
+
+/// The uses of these nodes themselves.
+fn used(nodes: &[Node], loops: &[Loop]) -> Option<Use> {
+    mounted(nodes)
+        .or_else(|| swapped(nodes))
+        .or_else(|| held(nodes))
+        .or_else(|| behind_loop(nodes, loops))
+        .or_else(|| opened_for_long(nodes))
+}
+
+/// The uses of what `device` stands on, other than by `device`: whoever writes to the backing
+/// file, or to another loop device on the same bytes of it, does not know of `device`.
+fn used_below(device: &Loop, loops: &[Loop]) -> Option<Use> {
+    let backing = device.backing.family();
+    let path = &device.path;
+    let file = File::open(path)
+        .ok()
+        .filter(|file| file.metadata().is_ok_and(|metadata| Node::of(&metadata) == device.backing));
+    let by_name = || file.as_ref().and_then(by_qemu);
+    if let Some(found) = used(&backing, &[]).or_else(by_name) {
+        return Some(found.of(&format!("{}, which it stands on", path.display())));
+    }
+    let others = loops.iter().filter(|other| device.overlaps(other));
+    others.into_iter().find_map(|other| {
+        let found = used(&Node::Block(other.number).family(), loops)?;
+        Some(found.of(&format!("{}, which has the same bytes", other.node.display())))
+    })
 }
 
 /// A QEMU's locks on `file`. Takes none.
@@ -65,48 +95,44 @@ pub(super) fn by_qemu(file: &File) -> Option<Use> {
         .then(|| Use::new("a running QEMU uses it (its lock bytes are taken)", HINT))
 }
 
-fn mounted(family: &[DeviceNumber]) -> Option<Use> {
+fn mounted(nodes: &[Node]) -> Option<Use> {
     let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let place = mount_of(&table, family)?;
+    let place = mount_of(&table, nodes)?;
     Some(Use::new(
         format!("it is mounted at {place}"),
         "unmount it (`umount`), or choose another target",
     ))
 }
 
-/// Where one of `family` is mounted, by `mountinfo` (`proc_pid_mountinfo(5)`): by device number,
+/// Where one of `nodes` is mounted, by `mountinfo` (`proc_pid_mountinfo(5)`): by device number,
 /// and by source path for file systems that have a number of their own, such as btrfs.
-fn mount_of(table: &str, family: &[DeviceNumber]) -> Option<String> {
+fn mount_of(table: &str, nodes: &[Node]) -> Option<String> {
     table.lines().find_map(|line| {
         let (left, right) = line.split_once(" - ")?;
         let mut fields = left.split(' ');
         let number = sysfs::parse_number(fields.nth(2)?)?;
         let place = fields.nth(1)?;
         let source = right.split(' ').nth(1)?;
-        let matches = family.contains(&number)
-            || block_number(Path::new(&sysfs::unescape(source)))
-                .is_some_and(|source| family.contains(&source));
+        let matches = nodes.contains(&Node::Block(number))
+            || block_device(Path::new(&sysfs::unescape(source)))
+                .is_some_and(|source| nodes.contains(&source));
         matches.then(|| sysfs::unescape(place))
     })
 }
 
-fn swapped(target: &FileIdentity, family: &[DeviceNumber]) -> Option<Use> {
+fn swapped(nodes: &[Node]) -> Option<Use> {
     let table = fs::read_to_string("/proc/swaps").ok()?;
     let on = |line: &str| {
         let path = sysfs::unescape(line.split_whitespace().next()?);
-        let metadata = fs::metadata(&path).ok()?;
-        match metadata.file_type().is_block_device() {
-            true => family.contains(&metadata.rdev()),
-            false => is_same_file(target, &metadata),
-        }
-        .then_some(())
+        nodes.contains(&Node::of(&fs::metadata(&path).ok()?)).then_some(())
     };
     table.lines().skip(1).find_map(on)?;
     Some(Use::new("the system swaps to it", "switch it off (`swapoff`), or choose another target"))
 }
 
-fn held(family: &[DeviceNumber]) -> Option<Use> {
-    let holders: Vec<_> = family.iter().flat_map(|number| sysfs::holders(*number)).collect();
+fn held(nodes: &[Node]) -> Option<Use> {
+    let numbers = nodes.iter().filter_map(|node| node.block_number());
+    let holders: Vec<_> = numbers.flat_map(sysfs::holders).collect();
     (!holders.is_empty()).then(|| {
         Use::new(
             format!("it is part of {}", holders.join(", ")),
@@ -115,33 +141,28 @@ fn held(family: &[DeviceNumber]) -> Option<Use> {
     })
 }
 
-fn behind_loop(target: &FileIdentity) -> Option<Use> {
-    let (_, name, _) = sysfs::loops().into_iter().find(|(_, _, backing)| {
-        fs::metadata(backing).is_ok_and(|metadata| match target.is_block {
-            true => metadata.file_type().is_block_device() && metadata.rdev() == target.rdev,
-            false => is_same_file(target, &metadata),
-        })
-    })?;
+fn behind_loop(nodes: &[Node], loops: &[Loop]) -> Option<Use> {
+    let device = loops.iter().find(|device| nodes.contains(&device.backing))?;
     Some(Use::new(
-        format!("it is what /dev/{name} stands on"),
+        format!("it is what {} stands on", device.node.display()),
         "detach the loop device (`losetup --detach`), or restore to the loop device itself",
     ))
 }
 
 /// As [`opened`], but passes over those that come and go: whoever sets up or probes devices
 /// (`losetup`, `udev`) opens all of them for a moment.
-fn opened_for_long(target: &FileIdentity, family: &[DeviceNumber]) -> Option<Use> {
-    opened(target, family)?;
+fn opened_for_long(nodes: &[Node]) -> Option<Use> {
+    opened(nodes)?;
     thread::sleep(MOMENT);
-    opened(target, family)
+    opened(nodes)
 }
 
-/// A process other than this one that has it open for writing.
-fn opened(target: &FileIdentity, family: &[DeviceNumber]) -> Option<Use> {
+/// A process other than this one that has one of them open for writing.
+fn opened(nodes: &[Node]) -> Option<Use> {
     let own = std::process::id();
     let processes = fs::read_dir("/proc").ok()?.flatten();
     let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let pid = numbers.filter(|pid| *pid != own).find(|pid| writes(*pid, target, family))?;
+    let pid = numbers.filter(|pid| *pid != own).find(|pid| writes(*pid, nodes))?;
     let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     Some(Use::new(
         format!("process {pid} ({}) has it open for writing", command.trim()),
@@ -149,7 +170,7 @@ fn opened(target: &FileIdentity, family: &[DeviceNumber]) -> Option<Use> {
     ))
 }
 
-fn writes(pid: u32, target: &FileIdentity, family: &[DeviceNumber]) -> bool {
+fn writes(pid: u32, nodes: &[Node]) -> bool {
     let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else {
         return false;
     };
@@ -158,17 +179,12 @@ fn writes(pid: u32, target: &FileIdentity, family: &[DeviceNumber]) -> bool {
         // Sockets, pipes and the like have names without a slash; asking no more of them keeps
         // the scan short.
         let named = fs::read_link(&path).is_ok_and(|name| name.is_absolute());
-        named && leads_to(&path, target, family) && is_writable(pid, &path)
+        named && leads_to(&path, nodes) && is_writable(pid, &path)
     })
 }
 
-fn leads_to(descriptor: &Path, target: &FileIdentity, family: &[DeviceNumber]) -> bool {
-    fs::metadata(descriptor).is_ok_and(|metadata| {
-        match target.is_block && metadata.file_type().is_block_device() {
-            true => family.contains(&metadata.rdev()),
-            false => !target.is_block && is_same_file(target, &metadata),
-        }
-    })
+fn leads_to(descriptor: &Path, nodes: &[Node]) -> bool {
+    fs::metadata(descriptor).is_ok_and(|metadata| nodes.contains(&Node::of(&metadata)))
 }
 
 /// Whether the open mode allows writing: the `flags` line of `fdinfo`, in octal.
@@ -183,26 +199,26 @@ fn is_writable(pid: u32, descriptor: &Path) -> bool {
     flags.is_none_or(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY)
 }
 
-/// The files behind `device` if it is a loop device, or a device that stands on one.
-pub(super) fn backing_files(device: &FileIdentity) -> Vec<PathBuf> {
-    let family = match device.is_block {
-        true => sysfs::family(device.rdev),
-        false => return Vec::new(),
+/// Whether writing to one changes bytes of the other: they are the same, a disk and its partition,
+/// one stands on the other, or both on the same bytes of something else.
+pub(super) fn share_bytes(one: &FileIdentity, other: &FileIdentity) -> bool {
+    let loops = loops::all();
+    let (one, other) = (one.node().family(), other.node().family());
+    let (below_one, below_other) = (loops::below(&one, &loops), loops::below(&other, &loops));
+    let stands_on = |below: &[&Loop], nodes: &[Node]| {
+        below.iter().flat_map(|device| device.backing.family()).any(|node| nodes.contains(&node))
     };
-    let loops = sysfs::loops().into_iter();
-    loops.filter(|(number, _, _)| family.contains(number)).map(|(_, _, path)| path).collect()
+    one.iter().any(|node| other.contains(node))
+        || stands_on(&below_one, &other)
+        || stands_on(&below_other, &one)
+        || below_one.iter().any(|device| below_other.iter().any(|other| device.overlaps(other)))
 }
 
-fn is_same_file(target: &FileIdentity, metadata: &fs::Metadata) -> bool {
-    (target.dev, target.ino) == (metadata.dev(), metadata.ino())
-}
-
-fn block_number(path: &Path) -> Option<DeviceNumber> {
+fn block_device(path: &Path) -> Option<Node> {
     if !path.is_absolute() {
         return None;
     }
-    let metadata = fs::metadata(path).ok()?;
-    metadata.file_type().is_block_device().then(|| metadata.rdev())
+    Some(Node::of(&fs::metadata(path).ok()?)).filter(|node| node.block_number().is_some())
 }
 
 #[cfg(test)]
@@ -217,15 +233,16 @@ mod tests {
 
     #[test]
     fn mounts_are_found_by_number() {
-        let loop3 = sysfs::parse_number("7:3").unwrap();
-        assert_eq!(mount_of(TABLE, &[1, loop3]).as_deref(), Some("/mnt/loop"));
-        assert_eq!(mount_of(TABLE, &[1]), None);
-        let anonymous = sysfs::parse_number("0:26").unwrap();
+        let other = Node::Block(1);
+        let loop3 = Node::Block(sysfs::parse_number("7:3").unwrap());
+        assert_eq!(mount_of(TABLE, &[other, loop3]).as_deref(), Some("/mnt/loop"));
+        assert_eq!(mount_of(TABLE, &[other]), None);
+        let anonymous = Node::Block(sysfs::parse_number("0:26").unwrap());
         assert_eq!(mount_of(TABLE, &[anonymous]).as_deref(), Some("/mnt/with space"));
     }
 
     #[test]
     fn nonsense_in_the_mount_table_is_passed_over() {
-        assert_eq!(mount_of("\n - \n1 2 3 - 4\n", &[1]), None);
+        assert_eq!(mount_of("\n - \n1 2 3 - 4\n", &[Node::Block(1)]), None);
     }
 }

@@ -55,14 +55,10 @@ pub(super) fn holders(number: DeviceNumber) -> Vec<String> {
     entries(&directory.join("holders")).map(|path| device_words(&path)).collect()
 }
 
-/// Loop devices: number, kernel's name, path of the file behind it.
-pub(super) fn loops() -> Vec<(DeviceNumber, String, PathBuf)> {
+/// Directories of the loop devices that are set up.
+pub(super) fn loops() -> Vec<PathBuf> {
     entries(Path::new("/sys/block"))
-        .filter_map(|path| {
-            let backing = attribute(&path, "loop/backing_file")?;
-            let name = path.file_name()?.to_string_lossy().into_owned();
-            Some((number_of(&path)?, name, PathBuf::from(backing)))
-        })
+        .filter(|path| path.join("loop/backing_file").exists())
         .collect()
 }
 
@@ -102,7 +98,8 @@ fn octal(bytes: &[u8]) -> Option<u8> {
     u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok()
 }
 
-fn number_of(directory: &Path) -> Option<DeviceNumber> {
+/// The number of the device with this directory.
+pub(super) fn number_of(directory: &Path) -> Option<DeviceNumber> {
     parse_number(&attribute(directory, "dev")?)
 }
 

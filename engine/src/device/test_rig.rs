@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use tempfile::TempDir;
 
@@ -56,7 +57,7 @@ pub(crate) fn file_with(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
 /// the devices of others for a moment, which the guard would notice.
 pub(crate) struct Loop {
     pub(crate) path: PathBuf,
-    _turn: File,
+    turn: Arc<File>,
 }
 
 impl Loop {
@@ -64,6 +65,15 @@ impl Loop {
     pub(crate) fn set_up(backing: &Path, options: &[&str]) -> Option<Loop> {
         let turn = File::create(std::env::temp_dir().join("voltar-loop-test.lock")).ok()?;
         turn.lock().ok()?;
+        Loop::find(backing, options, Arc::new(turn))
+    }
+
+    /// Sets another one up in the same turn.
+    pub(crate) fn beside(&self, backing: &Path, options: &[&str]) -> Option<Loop> {
+        Loop::find(backing, options, Arc::clone(&self.turn))
+    }
+
+    fn find(backing: &Path, options: &[&str], turn: Arc<File>) -> Option<Loop> {
         let output = Command::new("losetup")
             .args(["--find", "--show"])
             .args(options)
@@ -75,7 +85,7 @@ impl Loop {
             return None;
         }
         let path = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
-        Some(Loop { path, _turn: turn })
+        Some(Loop { path, turn })
     }
 }
 

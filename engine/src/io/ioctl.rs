@@ -1,6 +1,6 @@
 //! System calls on files and block devices that the standard library lacks, wrapped safely.
 //!
-//! Request numbers are those of `include/uapi/linux/fs.h`. Everything takes an open file and
+//! Request numbers are those of `include/uapi/linux/fs.h` and `loop.h`. Everything takes an open file and
 //! returns the kernel's error as it is.
 
 use std::fs::File;
@@ -18,11 +18,21 @@ use nix::unistd::{Whence, lseek64};
 mod raw {
     use nix::libc;
 
+    /// The start of `struct loop_info64` (`include/uapi/linux/loop.h`), and room for the rest.
+    #[repr(C)]
+    pub struct LoopInfo64 {
+        pub device: u64,
+        pub inode: u64,
+        pub rdevice: u64,
+        rest: [u64; 26],
+    }
+
     nix::ioctl_read!(blk_get_size64, 0x12, 114, u64);
     nix::ioctl_read!(blk_get_diskseq, 0x12, 128, u64);
     nix::ioctl_read_bad!(blk_ssz_get, nix::request_code_none!(0x12, 104), libc::c_int);
     nix::ioctl_read_bad!(blk_pbsz_get, nix::request_code_none!(0x12, 123), libc::c_uint);
     nix::ioctl_read_bad!(blk_ro_get, nix::request_code_none!(0x12, 94), libc::c_int);
+    nix::ioctl_read_bad!(loop_get_status64, 0x4c05, LoopInfo64);
     nix::ioctl_none_bad!(blk_flsbuf, nix::request_code_none!(0x12, 97));
     nix::ioctl_write_ptr_bad!(blk_discard, nix::request_code_none!(0x12, 119), [u64; 2]);
     nix::ioctl_write_ptr_bad!(blk_zeroout, nix::request_code_none!(0x12, 127), [u64; 2]);
@@ -68,6 +78,29 @@ pub fn disk_sequence(file: &File) -> io::Result<u64> {
     // SAFETY: the kernel writes one u64 to the pointer, which is to a live local.
     unsafe { raw::blk_get_diskseq(file.as_raw_fd(), &raw mut sequence) }?;
     Ok(sequence)
+}
+
+/// What a loop device stands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoopBacking {
+    /// Device number of the file system that holds the file.
+    pub dev: u64,
+    /// Inode number there.
+    pub ino: u64,
+    /// Device number if the file is a block device; otherwise 0, or `dev` on older kernels.
+    pub rdev: u64,
+}
+
+/// The file that a loop device stands on (`LOOP_GET_STATUS64`), whatever became of its name.
+pub fn loop_backing(file: &File) -> io::Result<LoopBacking> {
+    let mut info = MaybeUninit::<raw::LoopInfo64>::zeroed();
+    // SAFETY: the kernel writes one `struct loop_info64` to the pointer, which is to a live local
+    // of that length. On another kind of device it answers ENOTTY.
+    unsafe { raw::loop_get_status64(file.as_raw_fd(), info.as_mut_ptr()) }?;
+    // SAFETY: all-zero bytes are a valid `LoopInfo64` (integers only), and the kernel wrote over
+    // them.
+    let info = unsafe { info.assume_init() };
+    Ok(LoopBacking { dev: info.device, ino: info.inode, rdev: info.rdevice })
 }
 
 /// Writes back and forgets what the page cache holds of a block device (`BLKFLSBUF`).
