@@ -1,6 +1,7 @@
 //! What to read: sources, parents, and which parts of which volume.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,8 +17,10 @@ use crate::archive::open::{Archive, Shelf, look};
 use crate::archive::session::new_header;
 use crate::archive::snapshots::Snapshot;
 use crate::archive::{Home, format_error};
+use crate::device::Device;
 use crate::device::file::{FileDevice, FileIdentity};
-use crate::device::open::{RELEASE_GRACE, open_archive_writer};
+use crate::device::loops::share_bytes;
+use crate::device::open::{RELEASE_GRACE, open_archive_stdout, open_archive_writer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::probe;
 use crate::options::{ArchiveHome, BackupRequest, Changes, Context, Dedup, IoEngine, ParentChoice};
@@ -101,8 +104,8 @@ pub fn choose_engine(context: &Context) -> Result<IoEngine> {
 pub enum Target {
     /// An archive in a file (or any other home), locked for us.
     Archive(Box<Archive>),
-    /// A pipe.
-    Stdout,
+    /// A pipe, or whatever else standard output is.
+    Stdout(File),
     /// A dry run on an archive that does not exist yet.
     Nowhere,
 }
@@ -120,7 +123,7 @@ fn check_attached(request: &BackupRequest) -> Result<()> {
         }
         // A pipe can be opened once only.
         if kind.is_file() {
-            std::fs::File::open(path).map_err(failed)?;
+            File::open(path).map_err(failed)?;
         }
     }
     Ok(())
@@ -137,21 +140,17 @@ pub fn open_target(
 ) -> Result<Target> {
     context.cancel.check()?;
     let ArchiveHome::File(path) = &request.archive else {
-        return Ok(match request.dry_run {
-            true => Target::Nowhere,
-            false => Target::Stdout,
-        });
+        return match request.dry_run {
+            true => Ok(Target::Nowhere),
+            false => stdout(sources).map(Target::Stdout),
+        };
     };
     if request.dry_run && !path.exists() {
         return Ok(Target::Nowhere);
     }
     let existed = path.exists();
     let device = open_archive_writer(path)?;
-    if sources.iter().any(|source| source.is_same(device.identity())) {
-        return Err(Error::new(ErrorKind::InvalidRequest, "the archive is the source itself")
-            .on(path.display().to_string())
-            .meaning("nothing was written"));
-    }
+    refuse_source(device.identity(), sources, device.label())?;
     lock(&device)?;
     if !existed {
         sync_directory(path)?;
@@ -159,10 +158,30 @@ pub fn open_target(
     open_home(Arc::new(device), request.dry_run)
 }
 
+/// Standard output, which the shell may have opened on a source.
+fn stdout(sources: &[FileIdentity]) -> Result<File> {
+    let file = open_archive_stdout()?;
+    let label = "standard output";
+    let identity =
+        FileIdentity::of(&file).map_err(|error| Error::io("cannot ask", label, error))?;
+    refuse_source(&identity, sources, label)?;
+    Ok(file)
+}
+
+/// Refuses an archive that would overwrite what it is made from.
+fn refuse_source(archive: &FileIdentity, sources: &[FileIdentity], label: &str) -> Result<()> {
+    match sources.iter().any(|source| share_bytes(source, archive)) {
+        true => Err(Error::new(ErrorKind::InvalidRequest, "the archive is the source itself")
+            .on(label)
+            .meaning("nothing was written")
+            .hint("choose another place for the archive")),
+        false => Ok(()),
+    }
+}
+
 /// Takes the lock, or says at once that another holds it. At once is [`RELEASE_GRACE`]: the kernel
 /// lets go of a killed process's files only when its requests in flight are through.
 fn lock(device: &FileDevice) -> Result<()> {
-    use crate::device::Device;
     let started = Instant::now();
     let mut outcome = device.file().try_lock();
     while matches!(outcome, Err(std::fs::TryLockError::WouldBlock))
@@ -189,7 +208,7 @@ fn lock(device: &FileDevice) -> Result<()> {
 fn sync_directory(path: &Path) -> Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let directory = parent.unwrap_or(Path::new("."));
-    std::fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(|error| {
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(|error| {
         Error::io("cannot sync the directory", directory.display().to_string(), error)
     })
 }

@@ -112,7 +112,7 @@ impl<'a> Backup<'a> {
     ) -> Result<Backup<'a>> {
         let archive = match target {
             Target::Archive(archive) => Some((**archive).clone()),
-            Target::Stdout | Target::Nowhere => None,
+            Target::Stdout(_) | Target::Nowhere => None,
         };
         let parents = match &archive {
             Some(archive) => plan::parents(archive, &request.parent, views, context)?,
@@ -519,13 +519,12 @@ fn check_limits(
 
 fn fresh_session(target: &Target, time_ns: i64, fresh: &Arc<Fresh>) -> Result<Session> {
     let (log, label) = match target {
-        Target::Stdout => {
-            // A pipe is written in the pieces that frames come in; the standard handle would cut
-            // them at line ends.
-            let stdout = std::os::fd::AsFd::as_fd(&std::io::stdout()).try_clone_to_owned();
-            let stdout =
-                stdout.map_err(|error| Error::io("cannot open", "standard output", error))?;
-            let stream = std::io::BufWriter::with_capacity(1 << 20, std::fs::File::from(stdout));
+        Target::Stdout(file) => {
+            // A pipe is written in the pieces that frames come in.
+            let file = file
+                .try_clone()
+                .map_err(|error| Error::io("cannot open", "standard output", error))?;
+            let stream = std::io::BufWriter::with_capacity(1 << 20, file);
             (LogWriter::to_stream(Box::new(stream)), "standard output")
         }
         _ => (LogWriter::to_nowhere(voltar_format::LogOffset(0)), "a dry run"),

@@ -19,7 +19,7 @@ use nix::errno::Errno;
 use super::file::{Access, FileDevice, FileIdentity};
 use super::in_use::{self, Use};
 use super::open::{RELEASE_GRACE, check_kind, look};
-use super::{Device, ExtentKind, Extents};
+use super::{Device, ExtentKind, Extents, loops};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::ioctl;
 
@@ -145,7 +145,7 @@ fn refuse_the_read(target: &Path, seen: &FileIdentity, not_these: &[PathBuf]) ->
         if seen.is_same(&other) {
             return Err(refusal(target, format!("it is {} itself", path.display()), hint));
         }
-        if in_use::share_bytes(seen, &other) {
+        if loops::share_bytes(seen, &other) {
             let why = format!("it shares its bytes with {}", path.display());
             return Err(refusal(target, why, hint));
         }

@@ -199,21 +199,6 @@ fn is_writable(pid: u32, descriptor: &Path) -> bool {
     flags.is_none_or(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY)
 }
 
-/// Whether writing to one changes bytes of the other: they are the same, a disk and its partition,
-/// one stands on the other, or both on the same bytes of something else.
-pub(super) fn share_bytes(one: &FileIdentity, other: &FileIdentity) -> bool {
-    let loops = loops::all();
-    let (one, other) = (one.node().family(), other.node().family());
-    let (below_one, below_other) = (loops::below(&one, &loops), loops::below(&other, &loops));
-    let stands_on = |below: &[&Loop], nodes: &[Node]| {
-        below.iter().flat_map(|device| device.backing.family()).any(|node| nodes.contains(&node))
-    };
-    one.iter().any(|node| other.contains(node))
-        || stands_on(&below_one, &other)
-        || stands_on(&below_other, &one)
-        || below_one.iter().any(|device| below_other.iter().any(|other| device.overlaps(other)))
-}
-
 fn block_device(path: &Path) -> Option<Node> {
     if !path.is_absolute() {
         return None;

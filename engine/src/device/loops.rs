@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use super::file::FileIdentity;
 use super::node::Node;
 use super::sysfs::{self, DeviceNumber};
 use crate::io::ioctl;
@@ -57,6 +58,21 @@ pub(super) fn below<'a>(family: &[Node], loops: &'a [Loop]) -> Vec<&'a Loop> {
         }
     }
     found
+}
+
+/// Whether writing to one changes bytes of the other: they are the same, a disk and its partition,
+/// one stands on the other, or both on the same bytes of something else.
+pub(crate) fn share_bytes(one: &FileIdentity, other: &FileIdentity) -> bool {
+    let loops = all();
+    let (one, other) = (one.node().family(), other.node().family());
+    let (below_one, below_other) = (below(&one, &loops), below(&other, &loops));
+    let stands_on = |below: &[&Loop], nodes: &[Node]| {
+        below.iter().flat_map(|device| device.backing.family()).any(|node| nodes.contains(&node))
+    };
+    one.iter().any(|node| other.contains(node))
+        || stands_on(&below_one, &other)
+        || stands_on(&below_other, &one)
+        || below_one.iter().any(|device| below_other.iter().any(|other| device.overlaps(other)))
 }
 
 fn describe(directory: &Path) -> Option<Loop> {

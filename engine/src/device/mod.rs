@@ -14,7 +14,7 @@ pub mod file;
 pub mod guard;
 pub mod hostile;
 mod in_use;
-mod loops;
+pub(crate) mod loops;
 pub mod memory;
 mod node;
 pub mod open;

@@ -1,7 +1,8 @@
 //! Opening what the user named, with failures in the user's words.
 
-use std::fs::{FileType, Metadata, OpenOptions};
+use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::Duration;
@@ -82,12 +83,9 @@ pub fn open_archive_writer(path: &Path) -> Result<FileDevice> {
     let failed = "cannot open the archive for writing";
     let words = |error| in_words(failed, path, error);
     match std::fs::metadata(path) {
-        Ok(metadata) if metadata.file_type().is_block_device() => Err(Error::new(
-            ErrorKind::InvalidRequest,
-            "an archive is not written to a block device",
-        )
-        .on(path.display().to_string())
-        .hint("name a file, on a file system with room for it")),
+        Ok(metadata) if metadata.file_type().is_block_device() => {
+            Err(no_archive_on_block_device(&path.display().to_string()))
+        }
         Ok(metadata) => {
             check_kind(path, &metadata, "cannot hold an archive", ErrorKind::InvalidRequest)?;
             FileDevice::open(path, Access::Write).map_err(words)
@@ -100,6 +98,30 @@ pub fn open_archive_writer(path: &Path) -> Result<FileDevice> {
         }
         Err(error) => Err(words(error)),
     }
+}
+
+/// Standard output, for an archive: a pipe or a file.
+///
+/// # Errors
+/// Says what is in the way. A block device is, as in [`open_archive_writer`].
+pub fn open_archive_stdout() -> Result<File> {
+    let label = "standard output";
+    let open = || {
+        let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        let kind = file.metadata()?.file_type();
+        Ok((file, kind))
+    };
+    let (file, kind) = open().map_err(|error| Error::io("cannot open", label, error))?;
+    match kind.is_block_device() {
+        true => Err(no_archive_on_block_device(label)),
+        false => Ok(file),
+    }
+}
+
+fn no_archive_on_block_device(label: &str) -> Error {
+    Error::new(ErrorKind::InvalidRequest, "an archive is not written to a block device")
+        .on(label)
+        .hint("name a file, on a file system with room for it")
 }
 
 /// Refuses to make a regular file where devices live: a mistyped device name would fill memory.

@@ -86,6 +86,17 @@ fn as_nobody(scratch: &Scratch) {
 }
 
 #[test]
+fn standard_output_is_never_a_source() {
+    let scratch = Scratch::new();
+    let bytes = disk(2, 1 << 20);
+    let path = scratch.write("disk", &bytes);
+    let out = fs::File::options().read(true).write(true).open(&path).unwrap();
+    let ran = voltar(&scratch, "backup disk -").stdout(out).run().expect(1);
+    assert!(ran.stderr.contains("the archive is the source itself"), "{}", ran.stderr);
+    assert_same(&fs::read(&path).unwrap(), &bytes, "the source");
+}
+
+#[test]
 fn the_second_writer_is_sent_away_at_once() {
     let scratch = Scratch::new();
     scratch.write("disk", &disk(1, 300_000));

@@ -138,6 +138,21 @@ fn archive_of(scratch: &Scratch, len: usize) {
 }
 
 #[test]
+fn an_archive_goes_to_no_device_and_to_nothing_below_its_source() {
+    let test = "an_archive_goes_to_no_device_and_to_nothing_below_its_source";
+    let scratch = Scratch::new();
+    let bytes = disk(6, 2 << 20);
+    let Some(source) = device(test, &scratch, "source", &bytes, 512) else { return };
+    let other = File::options().write(true).open(source.path()).unwrap();
+    let ran = voltar(&scratch, &format!("backup d={} -", source.arg())).stdout(other).run();
+    assert!(ran.expect(1).stderr.contains("not written to a block device"));
+    let below = File::options().write(true).open(scratch.path("source")).unwrap();
+    let ran = voltar(&scratch, &format!("backup d={} -", source.arg())).stdout(below).run();
+    assert!(ran.expect(1).stderr.contains("the archive is the source itself"));
+    assert_same(&read(&source), &bytes, "the source");
+}
+
+#[test]
 fn a_device_that_is_too_small_is_refused() {
     let scratch = Scratch::new();
     archive_of(&scratch, 2 << 20);
