@@ -7,7 +7,8 @@
 //! * Both ways on the same page at the same time lose data (a stale page written back late
 //!   overwrites what was written beside it), so the block of a device is at least a page.
 //! * `O_DIRECT` across the end of a device whose length is not whole blocks is `EINVAL`; the
-//!   tail goes the buffered way.
+//!   tail goes the buffered way, and only the tail (`queue` cuts there): what the page cache holds
+//!   of a block device is what some opener read last, not what the device holds now.
 //! * A hole punched in a loop device on tmpfs works until a `ZERO_RANGE` failed there, after
 //!   which it never works again; so holes are tried first.
 
@@ -205,9 +206,11 @@ impl FileDevice {
     /// The page at a block device's ragged end is read through the page cache; what another
     /// opener left there may be old.
     fn forget_stale_tail(&self) {
-        let tail = self.identity.size % u64::from(self.files.block_len);
-        if self.identity.is_block && tail != 0 {
-            let range = self.identity.size - tail..self.identity.size;
+        let block = u64::from(self.files.block_len);
+        let size = self.identity.size;
+        if self.identity.is_block && !size.is_multiple_of(block) {
+            // To the end of the page: the kernel keeps a page that the range covers in part.
+            let range = size / block * block..size.next_multiple_of(block);
             let _ = ioctl::forget_cached(self.file(), &range);
         }
     }
@@ -530,6 +533,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_ragged_end_of_a_device_is_read_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let len = (2 << 20) + 0x600;
+        let backing = file_with(folder.path(), "backing", &vec![1; len]);
+        let Some(node) = Loop::set_up(&backing, &["--sector-size", "512"]) else {
+            return;
+        };
+        // Holds the page in the cache, as another opener may.
+        let other = FileDevice::open(&node.path, Access::Read).unwrap();
+        let mut tail = [0; 0x600];
+        other.read_at(&mut tail, 2 << 20).unwrap();
+        assert_eq!(tail, [1; 0x600]);
+        let file = OpenOptions::new().write(true).open(&backing).unwrap();
+        file.write_all_at(&[2; 0x600], 2 << 20).unwrap();
+        let device = FileDevice::open(&node.path, Access::Read).unwrap();
+        device.read_at(&mut tail, 2 << 20).unwrap();
+        assert_eq!(tail, [2; 0x600]);
     }
 
     #[test]

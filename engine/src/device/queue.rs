@@ -1,12 +1,14 @@
 //! Operations that complete whole or fail: a driver with the retry rules.
 //!
-//! A driver may complete an operation in part, or with an error that passes. The queue re-issues
-//! the rest:
+//! A driver may complete an operation in part, or with an error that passes. The queue issues it
+//! in pieces where that is of use, and re-issues the rest:
 //!
 //! * `EINTR`, `EAGAIN` and `ECANCELED` (the kernel's, not the device's): the same again;
 //! * a short transfer: the rest, from the last block boundary, so that it stays on the direct
 //!   way; if that ends at the same byte again, the exact rest, which goes the buffered way and
 //!   tells a device's end (0 bytes) from a sector that fails (an error);
+//! * a transfer that starts at a block boundary and does not end at one, on a device with a direct
+//!   way: its whole blocks, and then the rest, so that only that goes the buffered way;
 //! * a read of 0 bytes: the device ends here, the operation is short;
 //! * a write of 0 bytes: an error of kind `WriteZero`.
 //!
@@ -30,6 +32,8 @@ pub const ATTEMPTS_MAX: u32 = 16;
 pub struct Queue {
     driver: Box<dyn Driver>,
     block_len: u64,
+    /// Whether whole blocks go another way than the rest.
+    direct: bool,
     /// What is in flight, by place; the place is the driver's token.
     pending: Vec<Option<Pending>>,
     free: Vec<usize>,
@@ -73,6 +77,7 @@ impl Queue {
         Queue {
             driver,
             block_len: u64::from(geometry.block_len.max(1)),
+            direct: geometry.direct,
             pending: (0..depth).map(|_| None).collect(),
             free: (0..depth).rev().collect(),
             again: VecDeque::new(),
@@ -92,14 +97,14 @@ impl Queue {
             return Err(op);
         };
         let pending = Pending::new(&op);
-        match self.driver.submit(Op { token: place as u64, ..op }) {
+        match self.driver.submit(self.cut(Op { token: place as u64, ..op })) {
             Ok(()) => {
                 self.pending[place] = Some(pending);
                 Ok(())
             }
             Err(op) => {
                 self.free.push(place);
-                Err(Op { token: pending.token, ..op })
+                Err(Op { token: pending.token, ..op.with_len(pending.len) })
             }
         }
     }
@@ -151,6 +156,15 @@ impl Queue {
         self.driver.describe()
     }
 
+    /// The whole blocks that `op` begins with, if it has any and more than those.
+    fn cut(&self, op: Op) -> Op {
+        let whole = op.len() as u64 / self.block_len * self.block_len;
+        match self.direct && whole > 0 && op.offset.is_multiple_of(self.block_len) {
+            true => op.with_len(whole as usize),
+            false => op,
+        }
+    }
+
     fn start_again(&mut self, done: &mut Vec<Completion>) -> io::Result<()> {
         match self.again.is_empty() {
             true => Ok(()),
@@ -183,7 +197,8 @@ impl Queue {
                     let progress = done_now > pending.done;
                     let pending = pending.moved_on(done_now, from, progress);
                     pending.be_patient();
-                    self.again.push_back(pending.rest(place as u64, completion.buffer));
+                    let rest = self.cut(pending.rest(place as u64, completion.buffer));
+                    self.again.push_back(rest);
                     self.pending[place] = Some(pending);
                 }
             }
@@ -411,6 +426,20 @@ mod tests {
         assert_eq!(read.result.unwrap(), bytes.len());
         assert!(*read.buffer == bytes[..]);
         let expected = [(0, 5 * 4096), (2 * 4096, 3 * 4096), (3 * 4096, 2 * 4096)];
+        assert_eq!(*rig.issued.lock().unwrap(), expected);
+    }
+
+    #[test]
+    fn a_ragged_end_goes_by_itself() {
+        let bytes = pattern(3 * 4096 + 700, 4);
+        let mut rig = rig(&bytes, vec![]);
+        let read = read_one(&mut rig.queue, &rig.pool, 4096, bytes.len() - 4096);
+        assert!(*read.buffer == bytes[4096..]);
+        write_one(&mut rig.queue, &rig.pool, 0, &[9; 4096 + 5]).result.unwrap();
+        let mut head = [0; 4096 + 6];
+        rig.device.read_at(&mut head, 0).unwrap();
+        assert!(head[..4096 + 5] == [9; 4096 + 5] && head[4096 + 5] == bytes[4096 + 5]);
+        let expected = [(4096, 2 * 4096), (3 * 4096, 700), (0, 4096), (4096, 5)];
         assert_eq!(*rig.issued.lock().unwrap(), expected);
     }
 

@@ -58,6 +58,14 @@ impl Op {
         }
     }
 
+    /// The same operation on `count` bytes.
+    pub fn with_len(mut self, count: usize) -> Self {
+        match &mut self.kind {
+            OpKind::Read { len, .. } | OpKind::Write { len, .. } => *len = count,
+        }
+        self
+    }
+
     /// Whether it moves no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
