@@ -374,7 +374,9 @@ mod tests {
     fn pace_follows_the_bottleneck() {
         let pace = Pace::new(Compression::Auto, 2, 32);
         let settle = |pace: &Pace, gauge: &Gauge| {
-            (0..LADDER.len() * WINDOW_FRAMES as usize).for_each(|_| drop(pace.level(gauge)));
+            for _ in 0..LADDER.len() * WINDOW_FRAMES as usize {
+                pace.level(gauge);
+            }
         };
         let (calm, idle, crowded, full) =
             (Gauge::of(2, 3), Gauge::of(0, 0), Gauge::of(5, 0), Gauge::of(20, 0));
