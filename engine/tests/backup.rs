@@ -10,6 +10,7 @@ use voltar_engine::archive::open::Archive;
 use voltar_engine::archive::store::Store;
 use voltar_engine::backup;
 use voltar_engine::device::Device;
+use voltar_engine::device::hostile::{Fault, FaultPlan, HostileDevice};
 use voltar_engine::device::memory::MemoryDevice;
 use voltar_engine::error::ErrorKind;
 use voltar_engine::options::{
@@ -311,4 +312,56 @@ fn an_interrupted_run_leaves_the_archive_as_it_was() {
     back_up(&home, view(&content(1 << 20, 2), None), &request());
     assert_eq!(read_back(&home, 0), content(1 << 20, 2));
     assert_eq!(read_back(&home, 1), bytes);
+}
+
+/// A view of `bytes` on a bad day.
+fn hostile_view(bytes: &[u8], faults: Vec<Fault>) -> (View, HostileDevice) {
+    let plan = FaultPlan { faults, ..FaultPlan::default() };
+    let device = HostileDevice::new(MemoryDevice::from_bytes(bytes), plan);
+    (View { device: Arc::new(device.clone()), ..view(bytes, None) }, device)
+}
+
+const EIO: i32 = 5;
+
+#[test]
+fn the_first_bad_block_is_named_and_ends_the_reading() {
+    let bytes = content(1 << 20, 1);
+    let bad = Fault::BadRange { range: 0x5000..0x8000, errno: EIO };
+    let (view, device) = hostile_view(&bytes, vec![bad]);
+    let outcome = backup::run_in(&request(), &[view], home(), &Context::default());
+    let error = outcome.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::SourceUnreadable);
+    assert_eq!(error.range(), Some(0x5000..0x6000));
+    // The piece, then its blocks up to the bad one.
+    assert_eq!(device.counts().0, 1 + 6);
+}
+
+#[test]
+fn bad_blocks_are_recorded_and_the_rest_is_kept() {
+    let mut bytes = content(1 << 20, 1);
+    let bad = Fault::BadRange { range: 0x5000..0x8000, errno: EIO };
+    let (view, _) = hostile_view(&bytes, vec![bad]);
+    let home = home();
+    let request = BackupRequest { on_read_error: OnReadError::Record, ..request() };
+    let report = back_up(&home, view, &request);
+    let unreadable = &report.volumes[0].unreadable;
+    assert_eq!((unreadable[0].offset, unreadable[0].length), (0x5000, 0x3000));
+    bytes[0x5000..0x8000].fill(0);
+    assert_eq!(read_back(&home, 0), bytes);
+}
+
+#[test]
+fn a_bounded_backup_stops_when_asked_to() {
+    let context = Context { limit_bytes_per_s: Some(1 << 20), ..Context::default() };
+    let cancel = context.cancel.clone();
+    let started = std::time::Instant::now();
+    let asker = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        cancel.raise();
+    });
+    let outcome =
+        backup::run_in(&request(), &[view(&content(64 << 20, 1), None)], home(), &context);
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Interrupted);
+    assert!(started.elapsed() < std::time::Duration::from_secs(1), "{:?}", started.elapsed());
+    asker.join().unwrap();
 }

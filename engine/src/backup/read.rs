@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use voltar_format::limits::FRAME_RAW_LEN_MAX;
 use voltar_format::map::{Entry, Shape};
@@ -15,6 +15,7 @@ use crate::cancel::Cancel;
 use crate::device::{Completion, ExtentKind, Extents, Op, OpKind, Queue};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::buffer::{Buffer, BufferPool};
+use crate::limit::Limit;
 use crate::options::OnReadError;
 use crate::pipeline::{Feeder, Permit, Stopped};
 
@@ -96,8 +97,7 @@ pub fn produce(source: Source<'_>, feeder: &Feeder<'_, Item>) -> Result<()> {
         pending: HashMap::new(),
         sequence: 0,
         done: Vec::new(),
-        started: Instant::now(),
-        read_bytes: 0,
+        limit: Limit::new(source.limit_bytes_per_s),
         source: &mut { source },
     };
     for step in steps {
@@ -116,8 +116,7 @@ struct Reader<'a, 's, 'f> {
     pending: HashMap<u64, Pending>,
     sequence: u64,
     done: Vec<Completion>,
-    started: Instant,
-    read_bytes: u64,
+    limit: Limit,
 }
 
 struct Pending {
@@ -189,7 +188,7 @@ impl Reader<'_, '_, '_> {
         let expected = self.expected(&chunks)?;
         let offset = self.start_of(chunks.start);
         let len = (self.start_of(chunks.end) - offset) as usize;
-        self.throttle(len as u64);
+        self.limit.pass(len as u64, &self.source.cancel)?;
         let sequence = self.next_sequence();
         self.pending.insert(sequence, Pending { chunks, expected, permit });
         let mut op = Op { token: sequence, kind: OpKind::Read { buffer, len }, offset };
@@ -312,16 +311,6 @@ impl Reader<'_, '_, '_> {
         Ok(self.feeder.send(sequence, item, permit)?)
     }
 
-    fn throttle(&mut self, bytes: u64) {
-        self.read_bytes += bytes;
-        if let Some(limit) = self.source.limit_bytes_per_s.filter(|limit| *limit > 0) {
-            let due = Duration::from_secs_f64(self.read_bytes as f64 / limit as f64);
-            if let Some(early) = due.checked_sub(self.started.elapsed()) {
-                std::thread::sleep(early);
-            }
-        }
-    }
-
     fn drain(mut self) -> Result<()> {
         while self.queue.in_flight() > 0 {
             self.source.cancel.check()?;
@@ -361,7 +350,7 @@ impl Reader<'_, '_, '_> {
         let unreadable = match completion.result {
             Ok(count) if count == len => Vec::new(),
             Ok(count) => return Err(self.shrank(range.start + count as u64)),
-            Err(error) => self.salvage(range, &mut buffer, error)?,
+            Err(_) => self.salvage(range, &mut buffer)?,
         };
         let Pending { chunks, expected, permit } = pending;
         let data = Data { chunks, buffer, expected, unreadable };
@@ -378,46 +367,40 @@ impl Reader<'_, '_, '_> {
     }
 
     /// Reads a failed range block by block: fails naming the first bad block, or keeps what can
-    /// be read and says what cannot.
-    fn salvage(
-        &self,
-        range: Range<u64>,
-        buffer: &mut Buffer,
-        error: std::io::Error,
-    ) -> Result<Vec<Range<u64>>> {
+    /// be read and says what cannot. Nothing is bad if the failure passed.
+    fn salvage(&self, range: Range<u64>, buffer: &mut Buffer) -> Result<Vec<Range<u64>>> {
         let block = u64::from(self.source.device.geometry().block_len);
         buffer.set_len((range.end - range.start) as usize);
         let mut bad: Vec<Range<u64>> = Vec::new();
         let mut at = range.start;
-        let mut cause = Some(error);
         while at < range.end {
+            // A block that fails may take the device many seconds.
+            self.source.cancel.check()?;
             let end = (at / block + 1).saturating_mul(block).min(range.end);
             let piece = &mut buffer[(at - range.start) as usize..(end - range.start) as usize];
             match self.source.device.read_at(piece, at) {
                 Ok(count) if count == piece.len() => {}
                 Ok(count) => return Err(self.shrank(at + count as u64)),
-                Err(error) => {
+                Err(error) if self.source.on_read_error == OnReadError::Fail => {
+                    return Err(self.unreadable(at..end, error));
+                }
+                Err(_) => {
                     piece.fill(0);
                     match bad.last_mut() {
                         Some(last) if last.end == at => last.end = end,
                         _ => bad.push(at..end),
                     }
-                    cause = Some(error);
                 }
             }
             at = end;
         }
-        match (self.source.on_read_error, bad.first(), cause) {
-            (OnReadError::Fail, Some(first), Some(error)) => Err(self.unreadable(first, error)),
-            // Every block could be read after all: the failure passed.
-            _ => Ok(bad),
-        }
+        Ok(bad)
     }
 
-    fn unreadable(&self, range: &Range<u64>, error: std::io::Error) -> Error {
+    fn unreadable(&self, range: Range<u64>, error: std::io::Error) -> Error {
         Error::new(ErrorKind::SourceUnreadable, "the source cannot be read")
             .on(self.source.device.label())
-            .at(range.clone())
+            .at(range)
             .because(error)
             .meaning("nothing was committed; the archive's snapshots are as they were")
             .hint("copy the disk while it can still be read, or use --on-read-error record")

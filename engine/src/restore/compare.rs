@@ -11,12 +11,12 @@ use voltar_format::wire::is_zero;
 
 use super::ahead::{Ahead, Bytes};
 use super::job::{Job, Nodes, Target};
-use super::limit::Limit;
 use super::marks::Marks;
 use super::ranges::{Ranges, holds};
 use crate::device::{Extent, ExtentKind};
 use crate::error::{Error, Result};
 use crate::io::buffer::BufferPool;
+use crate::limit::Limit;
 use crate::options::{Context, IoEngine};
 use crate::pipeline::{self, Feeder, Plan};
 

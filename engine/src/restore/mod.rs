@@ -12,7 +12,6 @@
 mod ahead;
 mod compare;
 pub mod job;
-mod limit;
 mod lookup;
 mod marks;
 mod neighbours;

@@ -5,11 +5,11 @@ use std::sync::atomic::Ordering;
 use std::vec::IntoIter;
 
 use super::job::{Tally, Target};
-use super::limit::Limit;
 use super::work::Piece;
 use crate::device::{Completion, Op, OpKind, Queue};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::buffer::{Buffer, BufferPool};
+use crate::limit::Limit;
 use crate::options::{Context, IoEngine};
 
 /// Writes to one target. Lives on the thread that made it.

@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, TryRecvError, bounded};
 use voltar_format::limits::FRAME_STORED_LEN_MAX;
@@ -17,6 +16,7 @@ use crate::device::{Completion, Op, OpKind, Queue};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::buffer::{Buffer, BufferPool};
 use crate::io::probe;
+use crate::limit::Limit;
 use crate::options::{Context, IoEngine, VerifyRequest};
 use crate::pipeline::{self, Feeder, Permit, Plan};
 
@@ -132,9 +132,9 @@ impl Reader<'_> {
         let home = &self.archive.home;
         let driver = home.driver(self.engine, &self.pool, depth).map_err(words)?;
         let queue = Queue::new(driver, home.geometry(), depth);
-        let pace = Throttle::new(self.context.limit_bytes_per_s);
+        let limit = Limit::new(self.context.limit_bytes_per_s);
         let pool = &self.pool;
-        let mut flow = Flow { feeder, queue, pool, pace, waiting: HashMap::new(), sequence: 0 };
+        let mut flow = Flow { feeder, queue, pool, limit, waiting: HashMap::new(), sequence: 0 };
         flow.run(jobs, &self.context.cancel).map_err(|error| match error.subject() {
             None => error.on(self.archive.label()),
             Some(_) => error,
@@ -147,7 +147,7 @@ struct Flow<'a> {
     feeder: &'a Feeder<'a, Loaded>,
     queue: Queue,
     pool: &'a BufferPool,
-    pace: Throttle,
+    limit: Limit,
     waiting: HashMap<u64, (Job, Permit)>,
     sequence: u64,
 }
@@ -201,7 +201,7 @@ impl Flow<'_> {
         // A permit is as good as a buffer: there are as many, and a buffer goes back first.
         let buffer = self.pool.take();
         let len = ((read.end - read.start) as usize).min(buffer.capacity());
-        self.pace.wait(len as u64, cancel)?;
+        self.limit.pass(len as u64, cancel)?;
         let op = Op { token, kind: OpKind::Read { buffer, len }, offset: read.start };
         if self.queue.submit(op).is_err() {
             return Err(Error::new(ErrorKind::Internal, "a queue that has room refuses a read"));
@@ -229,33 +229,5 @@ fn read_of(job: &Job) -> Option<Range<u64>> {
     match job {
         Job::Frames { read, .. } | Job::Pages { read, .. } => Some(read.clone()),
         _ => None,
-    }
-}
-
-/// Keeps the rate below a limit.
-struct Throttle {
-    limit: Option<u64>,
-    started: Instant,
-    bytes: u64,
-}
-
-/// Longest sleep, so that a request to stop is heard.
-const NAP: Duration = Duration::from_millis(100);
-
-impl Throttle {
-    fn new(limit: Option<u64>) -> Throttle {
-        Throttle { limit: limit.filter(|limit| *limit > 0), started: Instant::now(), bytes: 0 }
-    }
-
-    /// Waits until `len` more bytes are within the limit.
-    fn wait(&mut self, len: u64, cancel: &Cancel) -> Result<()> {
-        let Some(limit) = self.limit else { return Ok(()) };
-        let due = Duration::from_secs_f64(self.bytes as f64 / limit as f64);
-        self.bytes += len;
-        while let Some(early) = due.checked_sub(self.started.elapsed()).filter(|d| !d.is_zero()) {
-            cancel.check()?;
-            std::thread::sleep(early.min(NAP));
-        }
-        Ok(())
     }
 }

@@ -20,9 +20,9 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// At most `bytes_per_s`, or any number.
+    /// At most `bytes_per_s`; any number without one, or with 0.
     pub fn new(bytes_per_s: Option<u64>) -> Limit {
-        Limit { bytes_per_s, next: Instant::now() }
+        Limit { bytes_per_s: bytes_per_s.filter(|rate| *rate > 0), next: Instant::now() }
     }
 
     /// Waits until `bytes` may pass.
@@ -39,7 +39,7 @@ impl Limit {
             let wait = self.next.saturating_duration_since(now);
             if wait.is_zero() {
                 let earliest = now.checked_sub(BURST).unwrap_or(now);
-                let cost = Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
+                let cost = Duration::from_secs_f64(bytes as f64 / rate as f64);
                 self.next = self.next.max(earliest) + cost;
                 return Ok(());
             }
