@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "tests assert")]
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 
 use voltar_engine::archive::Home;
@@ -9,13 +10,15 @@ use voltar_engine::archive::index::Index;
 use voltar_engine::archive::open::Archive;
 use voltar_engine::archive::store::Store;
 use voltar_engine::backup;
-use voltar_engine::device::Device;
 use voltar_engine::device::hostile::{Fault, FaultPlan, HostileDevice};
 use voltar_engine::device::memory::MemoryDevice;
+use voltar_engine::device::{Device, Driver, Extent, ExtentKind, Extents, Geometry};
 use voltar_engine::error::ErrorKind;
+use voltar_engine::io::BufferPool;
+use voltar_engine::observe::Observer;
 use voltar_engine::options::{
-    ArchiveHome, BackupRequest, Changes, Compression, Context, Dedup, OnReadError, ParentChoice,
-    Selector,
+    ArchiveHome, BackupRequest, Changes, Compression, Context, Dedup, IoEngine, OnReadError,
+    ParentChoice, Selector,
 };
 use voltar_engine::report::BackupReport;
 use voltar_engine::source::memory::MemoryChanges;
@@ -192,6 +195,58 @@ fn the_audit_finds_a_liar_and_reads_everything() {
     assert_eq!(read_back(&home, 0), changed);
 }
 
+/// Says that everything is zero, whatever it is.
+struct ZeroLiar;
+
+impl ChangeSource for ZeroLiar {
+    fn kind(&self) -> &'static str {
+        "zero liar"
+    }
+    fn proof(&self) -> Proof {
+        Proof::new()
+    }
+    fn changes(&self, _: &Proof, base_size: u64) -> Result<Vec<ChangedExtent>, Degraded> {
+        let change = voltar_engine::source::Change::Zero;
+        Ok(vec![ChangedExtent { range: 0..base_size, change }])
+    }
+}
+
+#[test]
+fn the_audit_finds_what_is_called_zero_and_is_not() {
+    let home = home();
+    let bytes = content(2 << 20, 1);
+    back_up(&home, view(&bytes, Some(Arc::new(ZeroLiar))), &request());
+    let report = back_up(&home, view(&bytes, Some(Arc::new(ZeroLiar))), &request());
+    let why = report.volumes[0].degraded.as_ref().unwrap();
+    assert!(why.contains("zero liar") && why.contains("zero, but it differs"), "{why}");
+    assert_eq!(read_back(&home, 0), bytes);
+}
+
+#[test]
+fn an_unreadable_sample_is_read_like_any_other_bad_block() {
+    let home = home();
+    let mut bytes = content(64 << 10, 1);
+    let changes = Arc::new(MemoryChanges::new("disk-1", bytes.len() as u64));
+    changes.snapshot();
+    back_up(&home, view(&bytes, Some(changes.clone())), &request());
+    let bad = Fault::BadRange { range: 0x5000..0x5001, errno: EIO };
+    let hostile = |bytes: &[u8]| View {
+        change_source: Some(changes.clone()),
+        ..hostile_view(bytes, vec![bad.clone()]).0
+    };
+    let all = BackupRequest { audit_share: 1.0, ..request() };
+    let to: Arc<dyn Home> = Arc::clone(&home) as _;
+    let failed = backup::run_in(&all, &[hostile(&bytes)], to, &Context::default()).unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::SourceUnreadable);
+    assert_eq!(failed.range(), Some(0x5000..0x6000));
+    let record = BackupRequest { on_read_error: OnReadError::Record, ..all };
+    let report = back_up(&home, hostile(&bytes), &record);
+    let volume = &report.volumes[0];
+    assert_eq!((volume.change_source.as_str(), volume.unreadable.len()), ("memory", 1));
+    bytes[0x5000..0x6000].fill(0);
+    assert_eq!(read_back(&home, 0), bytes);
+}
+
 #[test]
 fn a_changed_list_with_a_gap_is_not_believed() {
     struct Gap;
@@ -364,4 +419,91 @@ fn a_bounded_backup_stops_when_asked_to() {
     assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Interrupted);
     assert!(started.elapsed() < std::time::Duration::from_secs(1), "{:?}", started.elapsed());
     asker.join().unwrap();
+}
+
+/// Raises the flag when everything is read and stored, but not committed yet.
+struct AtTheEnd(u64, std::sync::atomic::AtomicU64, voltar_engine::cancel::Cancel);
+
+impl Observer for AtTheEnd {
+    fn advance(&self, bytes: u64) {
+        let before = self.1.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+        if before + bytes == self.0 {
+            self.2.raise();
+        }
+    }
+}
+
+#[test]
+fn work_is_kept_when_interrupted_at_the_very_end() {
+    let home = home();
+    let bytes = content(1 << 20, 1);
+    let context = Context::default();
+    let observer = AtTheEnd(bytes.len() as u64, 0.into(), context.cancel.clone());
+    let context = Context { observer: Arc::new(observer), ..context };
+    let to: Arc<dyn Home> = Arc::clone(&home) as _;
+    let outcome = backup::run_in(&request(), &[view(&bytes, None)], to, &context);
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Interrupted);
+    let report = back_up(&home, view(&bytes, None), &request());
+    assert!(report.resumed_bytes > 0);
+    assert_eq!(report.volumes[0].new_bytes, 0);
+    assert_eq!(read_back(&home, 0), bytes);
+}
+
+/// Cannot tell its holes any more from the second MiB on.
+struct Forgetful(MemoryDevice);
+
+impl Device for Forgetful {
+    fn label(&self) -> &str {
+        self.0.label()
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn geometry(&self) -> Geometry {
+        self.0.geometry()
+    }
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(bytes, offset)
+    }
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_at(bytes, offset)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+    fn driver(
+        &self,
+        engine: IoEngine,
+        pool: &BufferPool,
+        depth: u32,
+    ) -> io::Result<Box<dyn Driver>> {
+        self.0.driver(engine, pool, depth)
+    }
+}
+
+impl Extents for Forgetful {
+    fn extent_at(&self, offset: u64) -> io::Result<Extent> {
+        match offset < 1 << 20 {
+            true => Ok(Extent { range: offset..1 << 20, kind: ExtentKind::Data }),
+            false => Err(io::Error::from_raw_os_error(EIO)),
+        }
+    }
+}
+
+#[test]
+fn work_is_kept_when_the_source_fails() {
+    let home = home();
+    let bytes = content(2 << 20, 1);
+    let good = view(&bytes, None);
+    let broken = View {
+        name: "other".into(),
+        device: Arc::new(Forgetful(MemoryDevice::from_bytes(&bytes))),
+        ..view(&bytes, None)
+    };
+    let to: Arc<dyn Home> = Arc::clone(&home) as _;
+    let outcome = backup::run_in(&request(), &[good, broken], to, &Context::default());
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Io);
+    let report = back_up(&home, view(&bytes, None), &request());
+    assert!(report.resumed_bytes > 0);
+    assert_eq!(report.volumes[0].new_bytes, 0);
 }

@@ -1,5 +1,6 @@
-//! Backing up: plan, read, work, write.
+//! Backing up: plan, audit, read, work, write.
 
+mod audit;
 pub mod plan;
 mod read;
 mod work;

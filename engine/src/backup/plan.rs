@@ -497,7 +497,7 @@ fn push_step(steps: &mut Vec<Step>, chunks: Range<u64>, action: Action) {
 }
 
 /// Turns `chunks` into chunks to be read.
-fn with_read(steps: Vec<Step>, chunks: &Range<u64>) -> Vec<Step> {
+pub fn with_read(steps: Vec<Step>, chunks: &Range<u64>) -> Vec<Step> {
     let mut changed = Vec::with_capacity(steps.len() + 2);
     for Step { chunks: step, action } in steps {
         let cut =

@@ -14,6 +14,7 @@ use voltar_format::walk::Cursor;
 use voltar_format::wire::Reserved;
 use voltar_format::{Id, LogOffset};
 
+use super::audit::Audit;
 use super::plan::{self, Action, Parent, Target, VolumePlan};
 use super::read::{self, READ_LEN};
 use super::work::{Counts, NewFrame, Outcome, Payload, Shared, Vectors, Work};
@@ -54,7 +55,7 @@ pub fn run(
     match backup.write_all(views) {
         Ok(manifest) => backup.finish(&manifest),
         Err(error) => {
-            backup.give_up(&error);
+            backup.give_up();
             Err(error)
         }
     }
@@ -78,6 +79,8 @@ struct Backup<'a> {
     audited_bytes: u64,
     /// Why the map of its parent cannot be read, once that is found.
     parent_lost: OnceLock<String>,
+    /// Whether it was the archive that could not be written.
+    sink_failed: bool,
 }
 
 /// How much of what, within the memory bound.
@@ -159,11 +162,13 @@ impl<'a> Backup<'a> {
             time_ns,
             audited_bytes: 0,
             parent_lost: OnceLock::new(),
+            sink_failed: false,
         })
     }
 
-    /// Stores everything and returns the manifest.
-    fn write_all(&mut self, views: &[View]) -> Result<Manifest> {
+    /// Stores everything and returns the encoded manifest: whatever stops a backup but the commit
+    /// itself stops it in here.
+    fn write_all(&mut self, views: &[View]) -> Result<Vec<u8>> {
         let total = views.iter().map(|view| view.size).sum();
         self.context.observer.phase(Phase::Read, Some(total));
         self.write_note(views)?;
@@ -173,7 +178,10 @@ impl<'a> Backup<'a> {
         }
         let attached = self.write_attached()?;
         let parent = self.parent_id();
-        Ok(Manifest { parent, ..manifest(self.request, self.time_ns, volumes, attached) })
+        let manifest =
+            Manifest { parent, ..manifest(self.request, self.time_ns, volumes, attached) };
+        self.context.cancel.check()?;
+        encode(&manifest)
     }
 
     fn parent_id(&self) -> Option<voltar_format::SnapshotId> {
@@ -200,7 +208,8 @@ impl<'a> Backup<'a> {
             kind: kind as u8,
             reserved: Reserved,
         };
-        append_stored(&mut self.session, &[entry], bytes)?;
+        append_stored(&mut self.session, &[entry], bytes)
+            .inspect_err(|error| self.sink_failed |= ends_writing(error))?;
         Ok(id)
     }
 
@@ -213,7 +222,9 @@ impl<'a> Backup<'a> {
         self.pump(number, view, &plan, &mut writer)?;
         check_size(view)?;
         let known = self.known_nodes();
-        let root = writer.finish(&mut self.session, &known)?;
+        let root = writer
+            .finish(&mut self.session, &known)
+            .inspect_err(|error| self.sink_failed |= ends_writing(error))?;
         if let Some(why) = self.parent_lost.take() {
             self.warn(format!("volume {:?}: {why}", view.name));
             plan.degraded = Some(why);
@@ -272,7 +283,7 @@ impl<'a> Backup<'a> {
         };
         let (known, anew, lost) = (self.known.clone(), self.known_anew(), &self.parent_lost);
         let session = &mut self.session;
-        let observer = &self.context.observer;
+        let (observer, sink_failed) = (&self.context.observer, &mut self.sink_failed);
         pipeline::run(
             Plan { workers, items },
             |feeder| read::produce(source, feeder),
@@ -281,7 +292,9 @@ impl<'a> Backup<'a> {
             |_, work| {
                 let before = writer.position_bytes();
                 let known = if lost.get().is_some() { &anew } else { &known };
-                writer.take(session, known, &shared.vectors, work)?;
+                writer
+                    .take(session, known, &shared.vectors, work)
+                    .inspect_err(|error| *sink_failed |= ends_writing(error))?;
                 observer.advance(writer.position_bytes() - before);
                 Ok(())
             },
@@ -345,37 +358,42 @@ impl<'a> Backup<'a> {
         Ok(())
     }
 
-    /// Reads a random sample of what the change source calls unchanged; one difference and
+    /// Reads a random sample of what the change source spares us to read; one difference and
     /// nothing it says is believed any more.
     fn audit(&mut self, number: usize, view: &View) -> Result<()> {
         let share = self.request.audit_share.clamp(0.0, 1.0);
-        let plan = &self.plans[number];
-        let (Some(steps), Some(parent)) = (&plan.steps, plan.parent.clone()) else {
+        let store = self.store()?;
+        let plan = &mut self.plans[number];
+        let (Some(steps), Some(parent), Some(store)) = (&mut plan.steps, &plan.parent, store)
+        else {
             return Ok(());
         };
-        let kept: Vec<Range<u64>> = steps
-            .iter()
-            .filter(|step| step.action == Action::Keep)
-            .map(|step| step.chunks.clone())
-            .collect();
-        let Some(mut store) = self.store()? else { return Ok(()) };
-        let mut audit = Audit::new(plan.shape, &parent, view)?;
-        let lie = audit.run(&kept, share, &mut store, &self.context.cancel)?;
-        self.audited(number, audit.bytes, lie);
-        Ok(())
-    }
-
-    fn audited(&mut self, number: usize, bytes: u64, lie: Option<u64>) {
-        self.audited_bytes = bytes;
-        let Some(offset) = lie else { return };
-        let plan = &mut self.plans[number];
-        let liar = std::mem::replace(&mut plan.change_source, "none".into());
-        let why = format!(
-            "{liar} called the chunk at {offset:#x} unchanged, but it differs; everything was read"
-        );
+        let audit = Audit::new(plan.shape, parent, view, store)?;
+        let findings = audit.run(steps, share, &self.context.cancel)?;
+        self.audited_bytes = findings.bytes;
+        let why = match findings.lie {
+            Some((offset, called)) => {
+                let liar = &plan.change_source;
+                format!("{liar} called the chunk at {offset:#x} {called}, but it differs")
+            }
+            None if findings.are_too_few() => {
+                format!("too little can be read to audit {}", plan.change_source)
+            }
+            None => {
+                // What cannot be read is not known to be as it was. The reader meets it again,
+                // and does with it what the request says.
+                for chunks in &findings.unreadable {
+                    *steps = plan::with_read(std::mem::take(steps), chunks);
+                }
+                return Ok(());
+            }
+        };
+        let why = format!("{why}; everything was read");
+        plan.change_source = "none".into();
         plan.degraded = Some(why.clone());
         plan.steps = None;
         self.warn(why);
+        Ok(())
     }
 
     fn write_attached(&mut self) -> Result<Vec<Attached>> {
@@ -399,16 +417,14 @@ impl<'a> Backup<'a> {
     }
 
     /// Commits, unless it is a dry run.
-    fn finish(self, manifest: &Manifest) -> Result<BackupReport> {
+    fn finish(self, manifest: &[u8]) -> Result<BackupReport> {
         let Backup { session, mut report, request, context, index, .. } = self;
-        context.cancel.check()?;
-        let bytes = encode(manifest)?;
         if request.dry_run {
             report.stored_bytes = session.appended();
             return Ok(report);
         }
         context.observer.phase(Phase::Commit, None);
-        let (commit, stored_bytes) = session.commit(&bytes)?;
+        let (commit, stored_bytes) = session.commit(manifest)?;
         let damaged = index.as_ref().map_or(0, Index::damaged_runs);
         if damaged > 0 {
             let what = format!(
@@ -423,13 +439,18 @@ impl<'a> Backup<'a> {
         Ok(report)
     }
 
-    /// Leaves the archive as it was; what is sealed stays for the next run to find.
-    fn give_up(self, error: &Error) {
-        let sink_failed = matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Io);
-        if !sink_failed {
+    /// Leaves the archive as it was; what is sealed stays for the next run to find. The open
+    /// segment is sealed, too, unless it was writing that failed.
+    fn give_up(self) {
+        if !self.sink_failed {
             self.session.abandon();
         }
     }
+}
+
+/// Whether nothing more is to be written to an archive after this error of using it.
+fn ends_writing(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Io)
 }
 
 fn commit_id(commit: &Commit) -> Option<String> {
@@ -859,98 +880,9 @@ fn append(session: &mut Session, frame: NewFrame, vectors: &Vectors) -> Result<(
     }
 }
 
-/// Compares chunks that are said to be unchanged with the parent's map.
-struct Audit<'a> {
-    view: &'a View,
-    shape: Shape,
-    cursor: Cursor,
-    bytes: u64,
-}
-
-impl<'a> Audit<'a> {
-    fn new(shape: Shape, parent: &Parent, view: &'a View) -> Result<Audit<'a>> {
-        Ok(Audit { view, shape, cursor: parent.cursor()?, bytes: 0 })
-    }
-
-    /// Looks at a random `share` of the kept chunks, at least one; returns the byte offset of the
-    /// first that differs.
-    fn run(
-        &mut self,
-        kept: &[Range<u64>],
-        share: f64,
-        store: &mut Store,
-        cancel: &crate::cancel::Cancel,
-    ) -> Result<Option<u64>> {
-        let count: u64 = kept.iter().map(|range| range.end - range.start).sum();
-        if count == 0 || share <= 0.0 {
-            return Ok(None);
-        }
-        let sample = ((count as f64 * share).ceil() as u64).clamp(1, count);
-        for chunk in sample_of(kept, count, sample) {
-            cancel.check()?;
-            if !self.is_equal(chunk, store)? {
-                return Ok(Some(chunk * u64::from(self.shape.chunk_len())));
-            }
-        }
-        Ok(None)
-    }
-
-    fn is_equal(&mut self, chunk: u64, store: &mut Store) -> Result<bool> {
-        let range = self.shape.chunk_range(voltar_format::ChunkIndex(chunk));
-        let mut bytes = vec![0; (range.end - range.start) as usize];
-        let count = self.view.device.read_at(&mut bytes, range.start).map_err(|error| {
-            Error::io("cannot read", self.view.device.label(), error).at(range.clone())
-        })?;
-        self.bytes += count as u64;
-        let entry = self.cursor.entry_at(store, 0, chunk)?.entry;
-        Ok(count == bytes.len()
-            && match entry {
-                Entry::Zero => voltar_format::wire::is_zero(&bytes),
-                Entry::Data(id) => chunk_id(&bytes) == id,
-                Entry::Unreadable | Entry::Partial(_) => false,
-            })
-    }
-}
-
-/// `sample` distinct chunks of the ranges, ascending: one at random from each of as many equal
-/// strata, so that a lie about a contiguous range has no good place to hide.
-fn sample_of(kept: &[Range<u64>], count: u64, sample: u64) -> Vec<u64> {
-    use rand::RngExt;
-    let mut random = rand::rng();
-    let mut chunks = Vec::with_capacity(sample as usize);
-    let mut ranges = kept.iter();
-    let mut range = ranges.next();
-    let mut skipped = 0;
-    for stratum in 0..sample {
-        let bound = |n: u64| (u128::from(count) * u128::from(n) / u128::from(sample)) as u64;
-        let pick = random.random_range(bound(stratum)..bound(stratum + 1));
-        while let Some(current) = range {
-            let len = current.end - current.start;
-            if pick < skipped + len {
-                chunks.push(current.start + (pick - skipped));
-                break;
-            }
-            skipped += len;
-            range = ranges.next();
-        }
-    }
-    chunks
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn samples_are_distinct_and_inside() {
-        let kept = [3..10, 20..21, 100..200];
-        for sample in [1, 7, 50, 108] {
-            let chunks = sample_of(&kept, 108, sample);
-            assert_eq!(chunks.len() as u64, sample);
-            assert!(chunks.is_sorted_by(|a, b| a < b));
-            assert!(chunks.iter().all(|chunk| kept.iter().any(|range| range.contains(chunk))));
-        }
-    }
 
     #[test]
     fn unreadable_ranges_merge_and_stay_few() {
