@@ -30,7 +30,8 @@ impl Link {
     /// # Errors
     /// `Damaged` if both copies are.
     pub fn read(&self, archive: &Archive) -> Result<Commit> {
-        read_commit(&*archive.home, archive.id, LogOffset(self.range.start))
+        let len = (self.range.end - self.range.start) / 2;
+        read_commit(&*archive.home, archive.id, LogOffset(self.range.start), len)
     }
 }
 
@@ -94,7 +95,7 @@ fn previous(archive: &Archive, commit: &Commit) -> Before {
             commit.head.log_start.0.next_multiple_of(block).clamp(at.0 + block, commit.offset.0);
         Before::Lost(at.0..end, Box::new(error))
     };
-    match read_commit(&*archive.home, archive.id, at) {
+    match read_commit(&*archive.home, archive.id, at, commit.head.previous_len) {
         Ok(previous) if previous.end() <= commit.offset => Before::Commit(Box::new(previous)),
         Ok(_) => {
             let overlap =

@@ -10,9 +10,9 @@ use voltar_format::index::{
 use voltar_format::limits::BLOCK_LEN;
 use voltar_format::{FormatError, Id, LogOffset, Structure};
 
+use super::blocks::read_what_is_there;
 use super::open::Archive;
 use super::recover::{Gaps, Recovery};
-use super::spans::read_what_is_there;
 use super::{Home, format_error, read_into};
 use crate::error::{Error, Result};
 

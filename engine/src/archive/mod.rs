@@ -7,6 +7,7 @@
 //!                                            └ tables ── items without an index
 //! ```
 
+pub mod blocks;
 pub mod chain;
 pub mod index;
 pub mod log;

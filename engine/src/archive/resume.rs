@@ -90,7 +90,7 @@ pub fn adopt(
 /// # Errors
 /// `Damaged`.
 pub fn check_foundation(archive: &Archive) -> Result<()> {
-    if let Some(lost) = archive.lost_commit() {
+    if let Some((_, lost)) = archive.lost_commit() {
         return Err(format_error(archive.label(), lost)
             .meaning("nothing was changed; older snapshots can still be restored")
             .hint("run `voltar verify` on it, and back up into a new archive"));

@@ -90,7 +90,9 @@ impl Archive {
                         return Ok(Some(found));
                     }
                 }
-                Err(error) if error.kind() == ErrorKind::Damaged => damage = Some(error),
+                Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Io) => {
+                    damage = Some(error);
+                }
                 Err(error) => return Err(error),
             }
         }

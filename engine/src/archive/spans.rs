@@ -12,13 +12,11 @@ use voltar_format::record::{RecordHead, RecordKind};
 use voltar_format::segment::Footer;
 use voltar_format::{ArchiveId, FormatError, LogOffset};
 
-use super::{Home, read_exact, read_into};
+use super::blocks::blocks;
+use super::{Home, read_exact};
 use crate::error::Result;
 
 const BLOCK: u64 = BLOCK_LEN as u64;
-
-/// Bytes looked at in one read while searching.
-const WINDOW_LEN: u64 = 1 << 20;
 
 /// One record, as far as its borders tell.
 #[derive(Clone, Debug)]
@@ -86,39 +84,19 @@ pub(super) fn footer_before(
 }
 
 /// Where the record that ends at `end` begins: at the nearest head before, behind the nearest
-/// footer before, or at `start`.
+/// footer before, or at `start`. What cannot be read tells nothing.
 fn search_back(home: &dyn Home, id: ArchiveId, start: u64, end: u64) -> u64 {
-    let mut window_end = end;
-    while window_end > start {
-        let window_start = window_end.saturating_sub(WINDOW_LEN).max(start);
-        let window = read_what_is_there(home, window_start, window_end);
-        for (number, block) in window.chunks_exact(BLOCK_LEN).enumerate().rev() {
-            let at = window_start + number as u64 * BLOCK;
-            if at + BLOCK < end && Footer::decode_at(block, LogOffset(at + BLOCK), Some(id)).is_ok()
-            {
-                return at + BLOCK;
-            }
-            if RecordHead::decode_at(block, LogOffset(at), Some(id)).is_ok() {
-                return at;
-            }
+    for (at, block) in blocks(home, start..end).rev() {
+        let Ok(block) = block else { continue };
+        let next = LogOffset(at.0 + BLOCK);
+        if next.0 < end && Footer::decode_at(&block, next, Some(id)).is_ok() {
+            return next.0;
         }
-        window_end = window_start;
+        if RecordHead::decode_at(&block, at, Some(id)).is_ok() {
+            return at.0;
+        }
     }
     start
-}
-
-/// These bytes, with zeroes for blocks that cannot be read.
-pub(super) fn read_what_is_there(home: &dyn Home, start: u64, end: u64) -> Vec<u8> {
-    let mut window = vec![0; (end - start) as usize];
-    if read_into(home, LogOffset(start), &mut window).is_err() {
-        for (number, block) in window.chunks_mut(BLOCK_LEN).enumerate() {
-            let at = LogOffset(start + number as u64 * BLOCK);
-            if read_into(home, at, block).is_err() {
-                block.fill(0);
-            }
-        }
-    }
-    window
 }
 
 /// A footer that belongs to a record that began elsewhere is not this record's.

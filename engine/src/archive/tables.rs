@@ -11,7 +11,8 @@ use voltar_format::segment::{Footer, Table, TableHead};
 use voltar_format::wire::Reserved;
 use voltar_format::{ArchiveId, FormatError, LogOffset, Structure};
 
-use super::spans::{borders, footer_before, read_what_is_there};
+use super::blocks::read_what_is_there;
+use super::spans::{borders, footer_before};
 use super::{Home, read_exact};
 
 const ALIGN: u64 = FRAME_ALIGN as u64;

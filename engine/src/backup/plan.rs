@@ -232,7 +232,8 @@ pub fn open_home(home: Arc<dyn Home>, dry_run: bool) -> Result<Target> {
     let header = new_header(now_ns());
     write_header(&*home, &header)?;
     let id = header.archive_id;
-    Ok(Target::Archive(Box::new(Archive { id, header: Ok(header), last: None, lost: None, home })))
+    let archive = Archive { home, id, header: Ok(header), last: None, lost: None, unread: None };
+    Ok(Target::Archive(Box::new(archive)))
 }
 
 fn write_header(home: &dyn Home, header: &Header) -> Result<()> {

@@ -215,11 +215,11 @@ impl<'a> Scout<'a> {
         if let Err(error) = &self.archive.header {
             send(Job::Found(Finding::of(error, 0..BLOCK, Loss::Nothing)))?;
         }
-        match (self.archive.lost_commit(), self.archive.lost) {
-            (Some(error), Some(at)) => {
+        match self.archive.lost_commit() {
+            Some((at, error)) => {
                 send(Job::Found(Finding::of(&error, at.0..at.0 + BLOCK, Loss::Nothing)))
             }
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 
@@ -287,7 +287,8 @@ impl<'a> Scout<'a> {
 
     fn commit(&mut self, link: Link, interval: Option<&Interval>, send: Send<'_>) -> Result<()> {
         let range = link.range.clone();
-        let commit = match (link.lost, link_commit(self.archive, &link.range)) {
+        let read = link.read(self.archive);
+        let commit = match (link.lost, read) {
             (None, Ok(commit)) => commit,
             (Some(error), _) if error.kind() == ErrorKind::UnsupportedFormat => return Err(*error),
             (None, Err(error)) if error.kind() == ErrorKind::UnsupportedFormat => {
@@ -407,10 +408,6 @@ impl<'a> Scout<'a> {
         }
         problems
     }
-}
-
-fn link_commit(archive: &Archive, range: &Range<u64>) -> Result<Commit> {
-    crate::archive::open::read_commit(&*archive.home, archive.id, LogOffset(range.start))
 }
 
 /// What a head says of its neighbours that is not so.

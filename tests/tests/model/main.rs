@@ -9,6 +9,7 @@ mod crash;
 mod forge;
 mod golden;
 mod hostile;
+mod opening;
 mod recorder;
 mod rejects;
 mod rig;
