@@ -338,8 +338,8 @@ impl RunEntry {
         self.offset.checked_add(self.len)
     }
 
-    /// Whether the run lies before `commit` and its numbers fit one another.
-    fn is_sane(&self, commit: LogOffset) -> bool {
+    /// Whether the run lies before `commit` and its numbers fit one another (F-046).
+    pub fn is_sane(&self, commit: LogOffset) -> bool {
         let block = BLOCK_LEN as u64;
         let len = self.page_count.checked_add(2).and_then(|pages| pages.checked_mul(block));
         self.offset.0.is_multiple_of(block)

@@ -131,6 +131,12 @@ pub fn page_of_slot(slot: u64) -> u64 {
     slot.saturating_add(group).saturating_add(1)
 }
 
+/// The slot of page `number`, which is not a filter page.
+pub fn slot_of_page(number: u64) -> u64 {
+    let group = number.checked_div(GROUP_SLOTS.saturating_add(1)).unwrap_or(0);
+    number.saturating_sub(group).saturating_sub(1)
+}
+
 /// The filter page of a bucket.
 pub fn filter_page_of(bucket: u64) -> u64 {
     let group = bucket.checked_div(GROUP_SLOTS).unwrap_or(0);
@@ -584,6 +590,33 @@ impl OrderCheck {
                 let problem = "the last page says that another follows";
                 Err(FormatError::new(Structure::Index, "F-064", problem))
             }
+        }
+    }
+}
+
+/// The filter pages that the entries of a run walked in order may need: the last one, and the one
+/// before it, whose buckets may go on behind the last.
+#[derive(Debug, Default)]
+pub struct Filters([Option<(u64, Box<[u8]>)>; 2]);
+
+impl Filters {
+    /// Takes the next filter page and its number in the run; `None` if it is damaged.
+    pub fn keep(&mut self, page: Option<(u64, &[u8])>) {
+        let [before, last] = &mut self.0;
+        *before = std::mem::replace(last, page.map(|(number, bytes)| (number, Box::from(bytes))));
+    }
+
+    /// Checks that the filter of an entry's bucket, if it is one of those kept, lets it through.
+    /// One that is damaged was told already; to one further back leads only a run of full pages,
+    /// which [`OrderCheck`] vouches for.
+    ///
+    /// # Errors
+    /// F-065.
+    pub fn check(&self, id: &Id, buckets: u64) -> Result<()> {
+        let wanted = filter_page_of(bucket_of(id, buckets));
+        match self.0.iter().flatten().find(|(number, _)| *number == wanted) {
+            Some((number, bytes)) => check_filter(&Page::decode(bytes, *number)?, id, buckets),
+            None => Ok(()),
         }
     }
 }

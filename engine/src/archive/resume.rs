@@ -7,7 +7,10 @@
 use voltar_format::checksum::{BodyHasher, LogHasher};
 use voltar_format::commit::{Commit, RunEntry};
 use voltar_format::frame::{Frame, FrameHead};
-use voltar_format::index::{Page, check_foot_block, check_head_block};
+use voltar_format::index::{
+    Filters, OrderCheck, PAGE_MAGIC, Page, RunHead, check_foot_block, check_head_block,
+    slot_of_page,
+};
 use voltar_format::limits::{BLOCK_LEN, FRAME_ALIGN, SEGMENT_LEN_MAX};
 use voltar_format::record::{RecordHead, RecordKind};
 use voltar_format::segment::{Footer, Table, TableHead, check_tail};
@@ -17,6 +20,7 @@ use voltar_format::{FormatError, LogOffset, Structure};
 use super::index::{Fresh, Index, Place};
 use super::open::{Archive, length};
 use super::session::Beginning;
+use super::store::place_of;
 use super::{format_error, read_exact};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Context;
@@ -66,13 +70,10 @@ pub fn adopt(
         sequence: last.map_or(1, |commit| commit.sequence + 1),
     };
     let end = length(&*archive.home)?;
-    while let Some(whole) = whole_record(archive, beginning.position, end)? {
+    while let Some(whole) = whole_record(archive, &beginning, end)? {
         context.cancel.check()?;
         context.observer.advance(whole.footer().len);
-        if whole.footer().sequence != beginning.sequence {
-            break;
-        }
-        take_in(&whole, index, fresh);
+        take_in(&whole, index, fresh)?;
         let footer = whole.footer();
         beginning.log_hash.add(&footer.body_hash);
         beginning.segment_count += 1;
@@ -137,7 +138,7 @@ pub fn mend_last_commit(archive: &Archive) -> Result<bool> {
     Ok(true)
 }
 
-fn take_in(whole: &Whole, index: &Index, fresh: &Fresh) {
+fn take_in(whole: &Whole, index: &Index, fresh: &Fresh) -> Result<()> {
     match whole {
         Whole::Data { table, footer } => {
             for (frame, chunks) in table.iter() {
@@ -152,26 +153,40 @@ fn take_in(whole: &Whole, index: &Index, fresh: &Fresh) {
             }
         }
         Whole::Index { run, .. } => {
-            // The run holds what was spilled before it: everything in the table by now.
-            drop(fresh.drain_placed());
             let mut runs = index.runs().to_vec();
             runs.push(run.clone());
             index.set_runs(runs);
+            // The run should hold what was spilled before it: everything in the table by now.
+            // What it does not hold must come into another one (W-13).
+            for entry in fresh.drain_placed() {
+                if index.find(&entry.id)?.is_none() {
+                    fresh.place(&entry.id, place_of(&entry));
+                }
+            }
         }
     }
+    Ok(())
 }
 
-/// The record at `start`, if it is sealed and every byte of it passes its checks.
-fn whole_record(archive: &Archive, start: LogOffset, end: u64) -> Result<Option<Whole>> {
+/// The record that goes on where the log stands, if it is sealed and every byte of it passes its
+/// checks.
+fn whole_record(archive: &Archive, so_far: &Beginning, end: u64) -> Result<Option<Whole>> {
+    let start = so_far.position;
     if start.0 + BLOCK_LEN as u64 > end {
         return Ok(None);
     }
     let head = read_exact(&*archive.home, start, RecordHead::LEN)?;
-    let Ok((head, kind)) = RecordHead::decode_at(&head, start, Some(archive.id)) else {
-        return Ok(None);
+    let (head, kind) = match RecordHead::decode_at(&head, start, Some(archive.id)) {
+        Ok(decoded) => decoded,
+        // W-06: what a newer version wrote is not cut off as though it were damaged.
+        Err(error) if error.unsupported => return Err(format_error(archive.label(), error)),
+        Err(_) => return Ok(None),
     };
     let last = archive.last.as_ref().map_or(LogOffset(0), |commit| commit.offset);
-    if head.last_commit != last {
+    let is_next = head.sequence == so_far.sequence
+        && head.previous == so_far.previous_record
+        && head.last_commit == last;
+    if !is_next {
         return Ok(None);
     }
     let whole = match kind {
@@ -180,7 +195,7 @@ fn whole_record(archive: &Archive, start: LogOffset, end: u64) -> Result<Option<
         RecordKind::Commit | RecordKind::Other => return Ok(None),
     };
     match whole {
-        Ok(whole) => Ok(Some(whole)),
+        Ok(whole) => Ok(Some(whole).filter(|whole| whole.footer().sequence == head.sequence)),
         Err(error) if error.kind() == ErrorKind::Damaged => Ok(None),
         Err(error) => Err(error),
     }
@@ -268,35 +283,98 @@ pub fn check_run(archive: &Archive, start: LogOffset, end: u64) -> Result<Whole>
     let (record, _) = RecordHead::decode_at(&first, start, Some(archive.id))
         .map_err(|error| bad(start.0, error))?;
     let head = check_head_block(&first, &record).map_err(|error| bad(start.0, error))?;
-    let mut hasher = BodyHasher::new();
-    let mut number = 0;
-    let mut entry_count = 0;
+    let mut check = RunCheck::new(start, head.buckets);
     loop {
-        let at = start.0 + (number + 1) * block;
+        let at = start.0 + (check.page_count + 1) * block;
         let bytes = read_bounded(archive, at, block, end)?;
-        let Ok(page) = Page::decode(&bytes, number) else { break };
-        entry_count += page.entries().map_err(|error| bad(at, error))?.len() as u64;
-        hasher.add(&bytes);
-        number += 1;
+        if !bytes.starts_with(&PAGE_MAGIC) {
+            break;
+        }
+        check.page(&bytes).map_err(|error| bad(at, error))?;
     }
-    let at = start.0 + (number + 1) * block;
+    let at = start.0 + (check.page_count + 1) * block;
     let foot = read_bounded(archive, at, block, end)?;
     check_foot_block(&foot).map_err(|error| bad(at, error))?;
     let decoded = Footer::decode_at(&foot, LogOffset(at + block), Some(archive.id));
     let (footer, kind) = decoded.map_err(|error| bad(at, error))?;
-    if kind != RecordKind::Index || footer.start != start || footer.body_hash != hasher.finish() {
+    if kind != RecordKind::Index || footer.start != start {
         return Err(bad(at, misfit("the footer does not fit the pages before it")));
     }
-    let run = RunEntry {
-        offset: start,
-        len: footer.len,
-        entry_count,
-        buckets: head.buckets,
-        page_count: number,
-        reserved: Reserved,
-        body_hash: footer.body_hash,
-    };
+    let run = check.finish(&head, &footer).map_err(|error| bad(start.0, error))?;
     Ok(Whole::Index { run, footer })
+}
+
+/// Checks the pages of a run in their order.
+struct RunCheck {
+    start: LogOffset,
+    buckets: u64,
+    page_count: u64,
+    entry_count: u64,
+    order: OrderCheck,
+    filters: Filters,
+    hasher: BodyHasher,
+}
+
+impl RunCheck {
+    fn new(start: LogOffset, buckets: u64) -> RunCheck {
+        RunCheck {
+            start,
+            buckets,
+            page_count: 0,
+            entry_count: 0,
+            order: OrderCheck::new(buckets),
+            filters: Filters::default(),
+            hasher: BodyHasher::new(),
+        }
+    }
+
+    /// Takes the next page.
+    fn page(&mut self, bytes: &[u8]) -> Result<(), FormatError> {
+        let number = self.page_count;
+        let page = Page::decode(bytes, number)?;
+        self.page_count += 1;
+        self.hasher.add(bytes);
+        if page.is_filter() {
+            self.filters.keep(Some((number, bytes)));
+            return Ok(());
+        }
+        let entries = self.order.page(slot_of_page(number), &page)?;
+        self.entry_count += entries.len() as u64;
+        for entry in &entries {
+            if entry.frame >= self.start {
+                let problem = "an entry speaks of a frame behind its run";
+                return Err(FormatError::new(Structure::Index, "F-066", problem));
+            }
+            self.filters.check(&entry.id, self.buckets)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the run: what a commit may say of it.
+    fn finish(self, head: &RunHead, footer: &Footer) -> Result<RunEntry, FormatError> {
+        self.order.finish()?;
+        let run = RunEntry {
+            offset: self.start,
+            len: footer.len,
+            entry_count: self.entry_count,
+            buckets: self.buckets,
+            page_count: self.page_count,
+            reserved: Reserved,
+            body_hash: self.hasher.finish(),
+        };
+        let refuse = |id, problem| Err(FormatError::new(Structure::Index, id, problem));
+        if run.body_hash != footer.body_hash {
+            return refuse("F-035", "its hash over the pages does not match");
+        }
+        if run.entry_count > head.entry_count {
+            return refuse("F-064", "it holds more entries than it says");
+        }
+        let end = LogOffset(self.start.0.saturating_add(footer.len));
+        match run.is_sane(end) {
+            true => Ok(run),
+            false => refuse("F-046", "its numbers contradict one another"),
+        }
+    }
 }
 
 /// Exactly these bytes, or damage if the file ends before.

@@ -4,10 +4,7 @@ use std::ops::Range;
 
 use voltar_format::checksum::BodyHasher;
 use voltar_format::commit::RunEntry;
-use voltar_format::index::{
-    GROUP_SLOTS, IndexEntry, OrderCheck, PAGE_ENTRIES, Page, bucket_of, check_filter,
-    filter_page_of, is_filter_slot,
-};
+use voltar_format::index::{Filters, OrderCheck, PAGE_ENTRIES, Page, is_filter_slot, slot_of_page};
 use voltar_format::limits::BLOCK_LEN;
 use voltar_format::wire::Reserved;
 use voltar_format::{FormatError, LogOffset, Structure};
@@ -22,8 +19,7 @@ pub(super) struct RunCheck {
     hasher: BodyHasher,
     entries: u64,
     order: Option<OrderCheck>,
-    /// The last filter pages, by their number; `None` for a damaged one.
-    filters: [(u64, Option<Box<[u8]>>); 2],
+    filters: Filters,
     overflows: bool,
     is_damaged: bool,
 }
@@ -46,7 +42,7 @@ impl RunCheck {
             hasher: BodyHasher::new(),
             entries: 0,
             order: buckets.map(OrderCheck::new),
-            filters: [(u64::MAX, None), (u64::MAX, None)],
+            filters: Filters::default(),
             overflows: false,
             is_damaged: run.head.is_none() || run.body_hash.is_none(),
             run,
@@ -66,13 +62,13 @@ impl RunCheck {
         let page = checked.and_then(|()| Page::decode(bytes, number));
         let result = match (&page, is_filter_slot(number)) {
             (Ok(_), true) => {
-                self.keep_filter(number, Some(bytes));
+                self.filters.keep(Some((number, bytes)));
                 Ok(())
             }
             (Ok(page), false) => self.slot(number, page),
             (Err(error), is_filter) => {
                 if is_filter {
-                    self.keep_filter(number, None);
+                    self.filters.keep(None);
                 } else {
                     self.order = None;
                     self.overflows = true;
@@ -91,14 +87,9 @@ impl RunCheck {
         }
     }
 
-    fn keep_filter(&mut self, number: u64, bytes: Option<&[u8]>) {
-        self.filters.swap(0, 1);
-        self.filters[1] = (number, bytes.map(Box::from));
-    }
-
     fn slot(&mut self, number: u64, page: &Page<'_>) -> Result<(), FormatError> {
         let overflowed = std::mem::replace(&mut self.overflows, page.overflows());
-        let slot = number - number / (GROUP_SLOTS + 1) - 1;
+        let slot = slot_of_page(number);
         let entries = match (&mut self.order, self.buckets) {
             (Some(order), _) => order.page(slot, page)?,
             (None, Some(buckets)) => {
@@ -117,19 +108,8 @@ impl RunCheck {
             let problem = format!("page {number}: it overflows, and is not full or is the last");
             return Err(FormatError::new(Structure::Index, "F-064", problem));
         }
-        entries.iter().try_for_each(|entry| self.check_filter(entry))
-    }
-
-    fn check_filter(&self, entry: &IndexEntry) -> Result<(), FormatError> {
         let Some(buckets) = self.buckets else { return Ok(()) };
-        let number = filter_page_of(bucket_of(&entry.id, buckets));
-        let known = self.filters.iter().find(|(known, _)| *known == number);
-        let Some((_, Some(bytes))) = known else {
-            // Damaged, and told already; or so far back that only a run of full pages leads from
-            // there, which the order check vouches for.
-            return Ok(());
-        };
-        check_filter(&Page::decode(bytes, number)?, &entry.id, buckets)
+        entries.iter().try_for_each(|entry| self.filters.check(&entry.id, buckets))
     }
 
     /// Ends the run: its numbers and its hash.

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use voltar_engine::device::hostile::{Fault, FaultPlan, HostileDevice};
 use voltar_engine::device::memory::{LoggedOp, MemoryDevice};
 use voltar_engine::error::ErrorKind;
+use voltar_engine::report::BackupReport;
 use voltar_format::limits::COMMIT_LEN_MAX;
 use voltar_format::record::{RECORD_MAGIC, RecordHead, RecordKind};
 use voltar_format::wire::Reserved;
 use voltar_format::{LogOffset, SessionId};
 
-use crate::forge::{ARCHIVE, Disk, Forge};
-use crate::rig::{back_up, disk, holding, noise, open, snapshots};
+use crate::forge::{ARCHIVE, Disk, Forge, Spot};
+use crate::rig::{back_up, disk, holding, noise, open, snapshots, verify};
 
 const BLOCK: u64 = 4096;
 const EIO: i32 = nix::errno::Errno::EIO as i32;
@@ -141,4 +142,100 @@ fn opening_reads_a_bounded_number_of_bytes() {
         let error = open(&holding(&bytes)).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
     }
+}
+
+/// Spoils structure `number` of its kind.
+fn forge_with<'s>(
+    spot: Spot,
+    number: usize,
+    mut change: impl FnMut(&mut Vec<u8>) + 's,
+) -> Forge<'s> {
+    Forge::new(Box::new(move |at, seen, bytes| {
+        if (at, seen) == (spot, number) {
+            change(bytes);
+        }
+    }))
+}
+
+/// One snapshot and, behind its commit, all of another but its own.
+fn interrupted(mut forge: Forge<'_>) -> Vec<u8> {
+    forge.snapshot(&[Disk::of("disk", &noise(1, 30_000))], &[]);
+    let (frames, _) = forge.prepare(&[Disk::of("disk", &noise(2, 30_000))], &[]);
+    forge.segment(&frames);
+    forge.run();
+    forge.bytes
+}
+
+/// A backup onto `bytes` of the disk that was interrupted there; sees that what it makes is whole.
+#[track_caller]
+fn resumed(bytes: &[u8]) -> BackupReport {
+    let home = holding(bytes);
+    let report = back_up(&home, &[disk(&noise(2, 30_000))]).unwrap();
+    let archive = open(&home).unwrap();
+    assert_eq!(snapshots(&archive).unwrap().len(), 2);
+    let verified = verify(&archive).unwrap();
+    assert!(verified.ok, "{:?}", verified.damaged);
+    report
+}
+
+/// Bytes that a backup onto `bytes` adopts.
+#[track_caller]
+fn adopted(bytes: &[u8]) -> u64 {
+    resumed(bytes).resumed_bytes
+}
+
+#[test]
+fn a_run_that_no_commit_may_list_is_not_adopted() {
+    let all = adopted(&interrupted(Forge::sound()));
+    let buckets = |bytes: &mut Vec<u8>| bytes[8..16].copy_from_slice(&1000u64.to_le_bytes());
+    let count = |bytes: &mut Vec<u8>| bytes[..8].copy_from_slice(&1u64.to_le_bytes());
+    let filter = |bytes: &mut Vec<u8>| bytes[64..].fill(0);
+    let behind = |bytes: &mut Vec<u8>| bytes[16 + 32..16 + 40].fill(0x40);
+    let overflow = |bytes: &mut Vec<u8>| bytes[14] |= 1;
+    let run = |spot, number, change: fn(&mut Vec<u8>)| {
+        adopted(&interrupted(forge_with(spot, number, change)))
+    };
+    for resumed in [
+        run(Spot::RunHead, 1, buckets),
+        run(Spot::RunHead, 1, count),
+        run(Spot::Page, 2, filter),
+        run(Spot::Page, 3, behind),
+        run(Spot::Page, 3, overflow),
+    ] {
+        assert!(resumed > 0 && resumed < all, "{resumed} of {all} bytes");
+    }
+}
+
+#[test]
+fn items_that_an_adopted_run_lacks_are_indexed_anew() {
+    let mut forge = Forge::sound();
+    forge.snapshot(&[Disk::of("disk", &noise(1, 30_000))], &[]);
+    let (frames, _) = forge.prepare(&[Disk::of("disk", &noise(2, 30_000))], &[]);
+    forge.segment(&frames);
+    forge.forget_a_chunk();
+    forge.run();
+    let report = resumed(&forge.bytes);
+    assert!(report.resumed_bytes > 30_000);
+    assert_eq!(report.volumes[0].new_bytes, 0, "it is not stored again");
+}
+
+#[test]
+fn a_record_out_of_order_is_not_adopted() {
+    for field in [40..48, 72..80] {
+        let change = |bytes: &mut Vec<u8>| bytes[field.clone()].fill(1);
+        let spoiled = forge_with(Spot::RecordHead(RecordKind::Data), 1, change);
+        assert_eq!(adopted(&interrupted(spoiled)), 0, "field at {field:?}");
+    }
+}
+
+#[test]
+fn a_record_of_a_newer_version_behind_the_commit_is_not_cut_off() {
+    let mut forge = two_in(Forge::sound());
+    forge.unknown(false, &[7; 5000]);
+    let (frames, _) = forge.prepare(&[Disk::of("disk", &noise(3, 30_000))], &[]);
+    forge.segment(&frames);
+    let home = holding(&forge.bytes);
+    let error = back_up(&home, &[disk(&noise(9, 5000))]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnsupportedFormat, "{error:?}");
+    assert!(home.bytes() == forge.bytes);
 }
