@@ -84,29 +84,76 @@ pub fn adopt(
     Ok(beginning)
 }
 
-/// Sees that the record before the last commit ends where the commit starts. A writer builds on
-/// nothing else: bytes of a guest that happen to be, or were made to be, a commit inside a segment
-/// that was never sealed must not become the archive's end.
+/// Sees that the last commit is one that a writer made behind what it seals. A writer builds
+/// on nothing else: bytes of a guest that happen to be, or were made to be, a commit inside a
+/// segment that was never sealed must not become the archive's end.
 ///
 /// # Errors
-/// `Damaged`.
+/// `Damaged`; `Io`.
 pub fn check_foundation(archive: &Archive) -> Result<()> {
+    let unsound = |error: Error| {
+        error
+            .meaning("nothing was changed; what the archive holds may still be restored")
+            .hint("run `voltar verify` on it, and back up into a new archive")
+    };
     if let Some((_, lost)) = archive.lost_commit() {
-        return Err(format_error(archive.label(), lost)
-            .meaning("nothing was changed; older snapshots can still be restored")
-            .hint("run `voltar verify` on it, and back up into a new archive"));
+        return Err(unsound(format_error(archive.label(), lost)));
     }
     let Some(commit) = &archive.last else { return Ok(()) };
-    if commit.head.segment_count == 0 && commit.head.log_start == commit.offset {
-        return Ok(());
+    archive.previous(commit).and_then(|_| check_sealed(archive, commit)).map_err(unsound)
+}
+
+/// Follows the footers before `commit` back to where its records begin, or past
+/// [`SEGMENT_LEN_MAX`] bytes: further than any segment reaches.
+fn check_sealed(archive: &Archive, commit: &Commit) -> Result<()> {
+    let bad = |at: LogOffset, problem: &str| {
+        let error = FormatError::new(Structure::Commit, "R-17", problem);
+        Err(format_error(archive.label(), error.at(at)))
+    };
+    let mut hashes = Vec::new();
+    let mut at = commit.offset;
+    let mut sequence = commit.sequence;
+    while at > commit.head.log_start && commit.offset.0 - at.0 <= SEGMENT_LEN_MAX {
+        let (footer, kind) = record_before(archive, at)?;
+        sequence = sequence.saturating_sub(1);
+        if footer.start < commit.head.log_start || footer.sequence != sequence {
+            return bad(commit.offset, "the records before it are not those that it seals");
+        }
+        if kind != RecordKind::Other {
+            hashes.push(footer.body_hash);
+        }
+        at = footer.start;
     }
-    let from = LogOffset(commit.offset.0.saturating_sub(Footer::LEN as u64));
+    let count = commit.head.segment_count as usize;
+    if at > commit.head.log_start {
+        return match hashes.len() <= count {
+            true => Ok(()),
+            false => bad(commit.offset, "there are more records before it than it seals"),
+        };
+    }
+    let mut log_hash = LogHasher::new();
+    hashes.iter().rev().for_each(|hash| log_hash.add(hash));
+    match hashes.len() == count && log_hash.finish() == commit.head.log_hash {
+        true => Ok(()),
+        false => bad(commit.offset, "its number of records, or its hash over them, is wrong"),
+    }
+}
+
+/// The footer of the record that ends at `end`, which agrees with the record's head.
+fn record_before(archive: &Archive, end: LogOffset) -> Result<(Footer, RecordKind)> {
+    let bad = |error: FormatError| format_error(archive.label(), error);
+    let from = LogOffset(end.0.saturating_sub(Footer::LEN as u64));
     let bytes = read_exact(&*archive.home, from, Footer::LEN)?;
-    match Footer::decode_at(&bytes, commit.offset, Some(archive.id)) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(format_error(archive.label(), error)
-            .meaning("nothing was changed; what the archive holds may still be restored")
-            .hint("run `voltar verify` on it, and back up into a new archive")),
+    let (footer, kind) = Footer::decode_at(&bytes, end, Some(archive.id)).map_err(bad)?;
+    let bytes = read_exact(&*archive.home, footer.start, RecordHead::LEN)?;
+    let (head, head_kind) =
+        RecordHead::decode_at(&bytes, footer.start, Some(archive.id)).map_err(bad)?;
+    match head_kind == kind && head.sequence == footer.sequence {
+        true => Ok((footer, kind)),
+        false => {
+            let problem = "it contradicts its record's head";
+            Err(bad(FormatError::new(Structure::Footer, "F-033", problem).at(from)))
+        }
     }
 }
 

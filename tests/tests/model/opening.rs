@@ -239,3 +239,34 @@ fn a_record_of_a_newer_version_behind_the_commit_is_not_cut_off() {
     assert_eq!(error.kind(), ErrorKind::UnsupportedFormat, "{error:?}");
     assert!(home.bytes() == forge.bytes);
 }
+
+#[test]
+fn a_writer_builds_on_no_commit_that_contradicts_the_log() {
+    // What a commit says of the one before, of its records and of their number; in bytes behind
+    // its content hash.
+    for (field, what) in [(40, "previous_hash"), (80, "log_hash"), (112, "segment_count")] {
+        let spoiled = forge_with(Spot::CommitHead, 1, |bytes| bytes[field] ^= 1);
+        let bytes = two_in(spoiled).bytes;
+        let home = holding(&bytes);
+        let error = back_up(&home, &[disk(&noise(9, 5000))]).err();
+        assert_eq!(error.map(|error| error.kind()), Some(ErrorKind::Damaged), "{what}");
+        assert!(home.bytes() == bytes, "{what}");
+    }
+}
+
+#[test]
+fn a_commit_in_a_segment_that_was_never_sealed_is_not_built_on() {
+    // What a guest might write: all of a first snapshot with its commit, in its own place.
+    let mut real = two_in(Forge::sound());
+    let (frames, _) = real.prepare(&[Disk::of("disk", &noise(3, 30_000))], &[]);
+    real.segment(&frames);
+    let start = real.bytes.len() - 2 * BLOCK as usize;
+    let mut forged = Forge::sound();
+    forged.bytes.resize(start, 0);
+    forged.snapshot(&[Disk::of("disk", &noise(4, 9000))], &[]);
+    let bytes = [&real.bytes[..start], &forged.bytes[start..]].concat();
+    let home = holding(&bytes);
+    let error = back_up(&home, &[disk(&noise(9, 5000))]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
+    assert!(home.bytes() == bytes);
+}
