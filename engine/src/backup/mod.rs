@@ -59,7 +59,7 @@ pub fn run_in(
 ) -> Result<BackupReport> {
     let started = Instant::now();
     let chosen = plan::choose_engine(context)?;
-    let target = plan::open_home(home, request.dry_run)?;
+    let target = plan::open_home(home, request.dry_run, || Ok(()))?;
     let mut report = write::run(request, views, &target, chosen, context)?;
     report.elapsed_s = started.elapsed().as_secs_f64();
     Ok(report)

@@ -148,14 +148,10 @@ pub fn open_target(
     if request.dry_run && !path.exists() {
         return Ok(Target::Nowhere);
     }
-    let existed = path.exists();
     let device = open_archive_writer(path)?;
     refuse_source(device.identity(), sources, device.label())?;
     lock(&device)?;
-    if !existed {
-        sync_directory(path)?;
-    }
-    open_home(Arc::new(device), request.dry_run)
+    open_home(Arc::new(device), request.dry_run, || sync_directory(path))
 }
 
 /// Standard output, which the shell may have opened on a source.
@@ -204,7 +200,7 @@ fn lock(device: &FileDevice) -> Result<()> {
     }
 }
 
-/// Makes a new file's name durable.
+/// Makes a file's name durable.
 fn sync_directory(path: &Path) -> Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let directory = parent.unwrap_or(Path::new("."));
@@ -213,11 +209,16 @@ fn sync_directory(path: &Path) -> Result<()> {
     })
 }
 
-/// Opens the archive in `home`, or makes it one.
+/// Opens the archive in `home`, or makes it one: before the header is written `keep_name` makes the
+/// file's name durable, whoever created it (W-03).
 ///
 /// # Errors
 /// `NotAnArchive` and the like; of writing the header.
-pub fn open_home(home: Arc<dyn Home>, dry_run: bool) -> Result<Target> {
+pub fn open_home(
+    home: Arc<dyn Home>,
+    dry_run: bool,
+    keep_name: impl FnOnce() -> Result<()>,
+) -> Result<Target> {
     if look(&*home)? != Shelf::Blank {
         let archive = Archive::open(home)?;
         // W-06: readers do without the header, a writer has nothing to build on.
@@ -229,6 +230,7 @@ pub fn open_home(home: Arc<dyn Home>, dry_run: bool) -> Result<Target> {
     if dry_run {
         return Ok(Target::Nowhere);
     }
+    keep_name()?;
     let header = new_header(now_ns());
     write_header(&*home, &header)?;
     let id = header.archive_id;
@@ -517,6 +519,29 @@ pub fn with_read(steps: Vec<Step>, chunks: &Range<u64>) -> Vec<Step> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::memory::MemoryDevice;
+
+    #[test]
+    fn the_name_is_made_durable_before_the_header_is_written() {
+        let home = MemoryDevice::new(0).growing();
+        let named = std::cell::Cell::new(0);
+        let open = |dry_run| {
+            let keep_name = || {
+                named.set(named.get() + 1);
+                match home.bytes().is_empty() {
+                    true => Ok(()),
+                    false => Err(Error::new(ErrorKind::Internal, "too late")),
+                }
+            };
+            open_home(Arc::new(home.clone()), dry_run, keep_name).map(drop)
+        };
+        open(true).unwrap();
+        assert_eq!(named.get(), 0);
+        open(false).unwrap();
+        assert_eq!(named.get(), 1);
+        open(false).unwrap();
+        assert_eq!(named.get(), 1, "an archive has its name");
+    }
 
     fn plan(changes: &[(Range<u64>, Change)], unknown: &[Range<u64>]) -> Vec<(u64, u64, Action)> {
         let shape = Shape::new(10 * 4096 - 1, 4096).unwrap();
