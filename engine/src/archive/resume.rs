@@ -4,6 +4,8 @@
 //! footer may have reached the disk before the frames it speaks of. The first record that is not
 //! whole ends the adoption; the log goes on there.
 
+use std::sync::Arc;
+
 use voltar_format::checksum::{BodyHasher, LogHasher};
 use voltar_format::commit::{Commit, RunEntry};
 use voltar_format::frame::{Frame, FrameHead};
@@ -21,7 +23,7 @@ use super::index::{Fresh, Index, Place};
 use super::open::{Archive, length};
 use super::session::Beginning;
 use super::store::place_of;
-use super::{format_error, read_exact};
+use super::{Home, format_error, read_exact};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Context;
 
@@ -49,6 +51,21 @@ impl Whole {
             Whole::Data { footer, .. } | Whole::Index { footer, .. } => footer,
         }
     }
+}
+
+/// Makes sure that what is read of the last commit and behind it is what the medium holds. If an
+/// earlier session's sync failed, the page cache may show bytes that were never written and that no
+/// later sync will write (W-16). To be called before the archive is opened to be written.
+///
+/// # Errors
+/// Of syncing.
+pub fn settle(home: &Arc<dyn Home>) -> Result<()> {
+    // If it cannot be opened, whoever opens it next says why.
+    let Ok(archive) = Archive::open(Arc::clone(home)) else { return Ok(()) };
+    // What a commit seals was durable before the commit was written.
+    let start = archive.last.as_ref().map_or(0, |commit| commit.offset.0);
+    let settled = home.sync().and_then(|()| home.forget(start..home.len()?));
+    settled.map_err(|error| Error::io("cannot make durable what is in", home.label(), error))
 }
 
 /// Adopts what is sealed behind the last commit: its items become part of `fresh` and `index`.

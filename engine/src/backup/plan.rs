@@ -14,6 +14,7 @@ use voltar_format::map::Shape;
 use voltar_format::walk::{Cursor, common_chunks};
 
 use crate::archive::open::{Archive, Shelf, look};
+use crate::archive::resume::settle;
 use crate::archive::session::new_header;
 use crate::archive::snapshots::Snapshot;
 use crate::archive::{Home, format_error};
@@ -219,6 +220,7 @@ pub fn open_home(
     dry_run: bool,
     keep_name: impl FnOnce() -> Result<()>,
 ) -> Result<Target> {
+    settle(&home)?;
     if look(&*home)? != Shelf::Blank {
         let archive = Archive::open(home)?;
         // W-06: readers do without the header, a writer has nothing to build on.

@@ -311,6 +311,10 @@ impl Device for FileDevice {
         self.file().sync_data()
     }
 
+    fn forget(&self, range: Range<u64>) -> io::Result<()> {
+        ioctl::forget_cached(self.file(), &range)
+    }
+
     fn driver(
         &self,
         engine: IoEngine,

@@ -13,6 +13,7 @@
 //! | [`FaultPlan::space`]: `ENOSPC` after n bytes | stop with that error; the last commit stays readable |
 //! | [`Fault::Shrink`]: the device gets shorter | stop with an error that says so |
 //! | [`Fault::Vanish`]: everything fails from the nth operation on | stop with an error; after [`HostileDevice::power_loss`] the last commit is whole |
+//! | a sync fails: what it should have written shows, and is lost | look behind the cache before it believes what an earlier run left |
 //! | [`HostileDevice::power_loss`]: unsynced sectors survive or not, each by itself | find every commit whose sync returned, and nothing half |
 //!
 //! It assumes of media what the engine assumes: a 512-byte sector is written whole or not at all,
@@ -328,12 +329,25 @@ impl Device for HostileDevice {
         Ok(())
     }
 
+    /// A sync that fails loses what it should have made durable: as on Linux, the cache goes on
+    /// showing it, and no later sync writes it.
     fn sync(&self) -> io::Result<()> {
-        self.begin(Which::Syncs)?;
+        let begun = self.begin(Which::Syncs);
         let mut state = self.lock();
-        for change in std::mem::take(&mut state.unsynced) {
-            apply(&state.durable, &change);
-        }
+        let unsynced = std::mem::take(&mut state.unsynced);
+        begun?;
+        unsynced.iter().for_each(|change| apply(&state.durable, change));
+        Ok(())
+    }
+
+    /// Shows what is durable, and what no sync was asked for yet.
+    fn forget(&self, range: Range<u64>) -> io::Result<()> {
+        let state = self.lock();
+        let end = range.end.min(self.written.len()?);
+        let mut bytes = vec![0; end.saturating_sub(range.start) as usize];
+        state.durable.read_at(&mut bytes, range.start)?;
+        self.written.write_at(&bytes, range.start)?;
+        state.unsynced.iter().for_each(|change| apply(&self.written, change));
         Ok(())
     }
 

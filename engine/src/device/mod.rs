@@ -68,6 +68,12 @@ pub trait Device: Send + Sync {
     /// Makes what was written durable (file data and the length that is needed to read it).
     fn sync(&self) -> io::Result<()>;
 
+    /// Drops what a cache holds of `range` and the medium may not: reads that follow show what is
+    /// really there. Nothing to do for a device without a cache.
+    fn forget(&self, _range: Range<u64>) -> io::Result<()> {
+        Ok(())
+    }
+
     /// A data plane for the calling thread, for at most `depth` operations in flight with
     /// buffers of `pool`.
     fn driver(

@@ -122,6 +122,29 @@ fn the_archive_vanishes_at_every_operation() {
 }
 
 #[test]
+fn what_a_failed_sync_lost_is_not_adopted() {
+    let calm = HostileDevice::new(with_one(), FaultPlan::default());
+    back_up(&calm, &[disk(&content(2))]).unwrap();
+    let (_, _, syncs) = calm.counts();
+    for nth in 0..syncs {
+        let what = format!("sync {nth} fails");
+        let fault = Fault::Fail { which: Which::Syncs, nth, errno: EIO };
+        let archive = HostileDevice::new(with_one(), plan(vec![fault]));
+        assert_eq!(back_up(&archive, &[disk(&content(2))]).unwrap_err().kind(), ErrorKind::Io);
+        // The same machine, the same cache: what was not written shows as though it were.
+        back_up(&archive, &[disk(&content(3))]).unwrap();
+        let home = archive.durable();
+        let count = snapshots(&open(&home).unwrap()).unwrap().len();
+        let all = [content(1), content(2), content(3)];
+        let expected: Vec<&[u8]> = match count {
+            2 => vec![&all[0], &all[2]],
+            _ => all.iter().map(Vec::as_slice).collect(),
+        };
+        check_whole(&home, &expected, &what);
+    }
+}
+
+#[test]
 fn the_archive_is_full_after_every_number_of_kilobytes() {
     let mut full = 0;
     for space in (0..120_000).step_by(1531) {
