@@ -12,6 +12,7 @@ use voltar_format::index::{
 use voltar_format::limits::{
     BLOCK_LEN, FRAME_ALIGN, RUNS_MAX, SEGMENT_CHUNKS_MAX, SEGMENT_LEN_TARGET,
 };
+use voltar_format::manifest::Manifest;
 use voltar_format::record::{RECORD_MAGIC, RecordHead, RecordKind};
 use voltar_format::segment::Table;
 use voltar_format::wire::Reserved;
@@ -368,7 +369,8 @@ impl Session {
     /// Seals what is open, makes everything durable, and makes the snapshot exist.
     ///
     /// # Errors
-    /// Of writing or syncing; the snapshot then does not exist.
+    /// Of writing or syncing; `Internal` if no reader would understand the commit. The snapshot
+    /// then does not exist.
     pub fn commit(mut self, manifest: &[u8]) -> Result<(Commit, u64)> {
         self.spill()?;
         self.seal_segment()?;
@@ -388,10 +390,29 @@ impl Session {
             manifest,
         }
         .encode();
+        self.check_readable(&bytes, &commit)?;
         self.log.append(&bytes)?;
         self.log.sync()?;
         let appended = self.appended();
         Ok((commit, appended))
+    }
+
+    /// Reads both copies of a commit the way a reader will (W-19): one that nobody could read would
+    /// be taken for torn, and cut off by the next session.
+    fn check_readable(&self, bytes: &[u8], commit: &Commit) -> Result<()> {
+        let refused =
+            |error| internal("the commit would not be readable").on(&self.label).because(error);
+        for (copy, start) in bytes.chunks(commit.len as usize).zip([0, commit.len]) {
+            let at = LogOffset(commit.offset.0 + start);
+            let read = Commit::decode_at(copy, at, Some(self.archive_id)).map_err(refused)?;
+            if read != *commit {
+                return Err(internal("the commit would read as another one").on(&self.label));
+            }
+        }
+        match commit.manifest.is_empty() {
+            true => Ok(()),
+            false => Manifest::decode(&commit.manifest).map(drop).map_err(refused),
+        }
     }
 
     /// Gives up without a commit; what was sealed is made durable as far as that goes, so that
@@ -451,6 +472,8 @@ fn internal(message: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Device;
+    use crate::device::memory::MemoryDevice;
     use voltar_format::Id;
 
     fn run(entry_count: u64) -> RunEntry {
@@ -464,6 +487,41 @@ mod tests {
             body_hash: Id::default(),
         }
     }
+
+    /// An archive in memory without snapshots.
+    fn archive() -> (MemoryDevice, Archive) {
+        let device = MemoryDevice::new(0).growing();
+        device.write_at(&new_header(0).encode(), 0).unwrap();
+        (device.clone(), Archive::open(Arc::new(device)).unwrap())
+    }
+
+    fn session(archive: &Archive, index: &Index, dry_run: bool) -> Session {
+        let beginning = Beginning {
+            log_hash: LogHasher::new(),
+            segment_count: 0,
+            position: archive.end(),
+            previous_record: LogOffset(0),
+            sequence: 1,
+        };
+        let fresh = Arc::new(Fresh::default());
+        let engine = IoEngine::Blocking;
+        Session::in_home(archive, index.clone(), fresh, beginning, engine, 2, dry_run).unwrap()
+    }
+
+    #[test]
+    fn w_19_a_commit_that_no_reader_would_take_is_not_written() {
+        let (device, archive) = archive();
+        let insane = RunEntry { page_count: 1, ..run(100) };
+        let index = Index::new(Arc::clone(&archive.home), vec![insane]);
+        let error = session(&archive, &index, false).commit(b"").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Internal);
+        let index = Index::new(Arc::clone(&archive.home), Vec::new());
+        let error = session(&archive, &index, false).commit(b"no manifest").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Internal);
+        assert_eq!(device.len().unwrap(), 4096);
+        session(&archive, &index, false).commit(b"").unwrap();
+    }
+
 
     #[test]
     fn merges_keep_the_number_of_runs_logarithmic() {
