@@ -293,9 +293,10 @@ impl Session {
         let run = self.write_run(count, || Ok(entries.next()))?;
         self.runs.push(run);
         self.merge_runs()?;
-        // From here on look-ups find these items in the runs, so the runs must be readable.
+        // From here on look-ups find these items in the runs, so the runs must be readable. Those
+        // of a dry run are nowhere: what it spilled counts as new when it comes again.
         self.log.flush()?;
-        if let Some(index) = &self.index {
+        if let (Some(index), Some(_)) = (&self.index, &self.home) {
             index.set_runs(self.runs.clone());
         }
         Ok(())
@@ -475,6 +476,8 @@ mod tests {
     use crate::device::Device;
     use crate::device::memory::MemoryDevice;
     use voltar_format::Id;
+    use voltar_format::checksum::crc32c;
+    use voltar_format::frame::{ChunkEntry, Codec, ItemKind, encode_head, head_len};
 
     fn run(entry_count: u64) -> RunEntry {
         RunEntry {
@@ -522,6 +525,33 @@ mod tests {
         session(&archive, &index, false).commit(b"").unwrap();
     }
 
+    #[test]
+    fn a_dry_run_looks_nothing_up_in_runs_that_it_never_wrote() {
+        let (device, archive) = archive();
+        let index = Index::new(Arc::clone(&archive.home), Vec::new());
+        let mut session = session(&archive, &index, true);
+        let payload = [7; 256];
+        let mut number = 0u64;
+        while (number as usize) < SPILL_ITEMS + 2 * SEGMENT_CHUNKS_MAX as usize {
+            let entries: Vec<ChunkEntry> = (0..256).map(|slot| chunk(number + slot)).collect();
+            let mut head = vec![0; head_len(256)];
+            encode_head(Codec::Store, &entries, 256, crc32c(&payload), &mut head);
+            session.append_frame(&head, &payload).unwrap();
+            number += 256;
+        }
+        assert!(session.fresh.len() < SPILL_ITEMS, "it has spilled");
+        assert!(index.find(&chunk(0).id).unwrap().is_none());
+        assert_eq!(device.len().unwrap(), 4096);
+    }
+
+    /// A chunk of one byte with an id of its own.
+    fn chunk(number: u64) -> ChunkEntry {
+        let mut id = [0; 32];
+        id[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+        id[24..].copy_from_slice(&number.to_le_bytes());
+        let kind = ItemKind::Chunk as u8;
+        ChunkEntry { id: Id(id), index: number, raw_len: 1, volume: 0, kind, reserved: Reserved }
+    }
 
     #[test]
     fn merges_keep_the_number_of_runs_logarithmic() {
