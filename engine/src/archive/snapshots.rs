@@ -58,15 +58,25 @@ impl Archive {
     /// `NotFound`, or `Ambiguous` for an id prefix that fits several.
     pub fn select(&self, selector: &Selector) -> Result<Snapshot> {
         let found = match selector {
-            Selector::Latest(back) => {
-                self.snapshots().nth(usize::try_from(*back).unwrap_or(usize::MAX)).transpose()?
-            }
+            Selector::Latest(back) => self.counted_back(*back)?,
             Selector::TimeRange(range) => {
                 self.find(|snapshot| range.contains(&snapshot.manifest.time_ns))?
             }
             Selector::IdPrefix(prefix) => self.find_by_id(prefix)?,
         };
         found.ok_or_else(|| self.no_such_snapshot(selector))
+    }
+
+    /// The snapshot so many before the newest. A commit that is lost cannot be counted past: nobody
+    /// knows which snapshot would be meant.
+    fn counted_back(&self, back: u64) -> Result<Option<Snapshot>> {
+        for (number, snapshot) in (0..).zip(self.snapshots()) {
+            let snapshot = snapshot?;
+            if number == back {
+                return Ok(Some(snapshot));
+            }
+        }
+        Ok(None)
     }
 
     /// The newest snapshot that fits. What lies behind a damaged commit is found, too.

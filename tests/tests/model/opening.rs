@@ -6,6 +6,7 @@ use std::sync::Arc;
 use voltar_engine::device::hostile::{Fault, FaultPlan, HostileDevice};
 use voltar_engine::device::memory::{LoggedOp, MemoryDevice};
 use voltar_engine::error::ErrorKind;
+use voltar_engine::options::Selector;
 use voltar_engine::report::BackupReport;
 use voltar_format::limits::COMMIT_LEN_MAX;
 use voltar_format::record::{RECORD_MAGIC, RecordHead, RecordKind};
@@ -269,4 +270,22 @@ fn a_commit_in_a_segment_that_was_never_sealed_is_not_built_on() {
     let error = back_up(&home, &[disk(&noise(9, 5000))]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
     assert!(home.bytes() == bytes);
+}
+
+#[test]
+fn a_lost_commit_is_not_counted_past() {
+    let mut forge = Forge::new(Box::new(|spot, number, bytes| {
+        if spot == Spot::CommitRaw && (4..6).contains(&number) {
+            bytes.fill(0);
+        }
+    }));
+    for seed in 1..6 {
+        forge.snapshot(&[Disk::of("disk", &noise(seed, 9000))], &[]);
+    }
+    let archive = open(&holding(&forge.bytes)).unwrap();
+    let select = |back| archive.select(&Selector::Latest(back)).map(|found| found.commit);
+    assert_eq!(select(1).unwrap().head.number, 4);
+    for back in 2..7 {
+        assert_eq!(select(back).unwrap_err().kind(), ErrorKind::Damaged, "latest~{back}");
+    }
 }
