@@ -156,21 +156,21 @@ fn check_sealed(archive: &Archive, commit: &Commit) -> Result<()> {
     }
 }
 
-/// The footer of the record that ends at `end`, which agrees with the record's head.
+/// The footer of the record that ends at `end`, which agrees with the record's head. A head that is
+/// damaged says nothing: the footer stands for the record.
 fn record_before(archive: &Archive, end: LogOffset) -> Result<(Footer, RecordKind)> {
     let bad = |error: FormatError| format_error(archive.label(), error);
     let from = LogOffset(end.0.saturating_sub(Footer::LEN as u64));
     let bytes = read_exact(&*archive.home, from, Footer::LEN)?;
     let (footer, kind) = Footer::decode_at(&bytes, end, Some(archive.id)).map_err(bad)?;
     let bytes = read_exact(&*archive.home, footer.start, RecordHead::LEN)?;
-    let (head, head_kind) =
-        RecordHead::decode_at(&bytes, footer.start, Some(archive.id)).map_err(bad)?;
-    match head_kind == kind && head.sequence == footer.sequence {
-        true => Ok((footer, kind)),
-        false => {
+    match RecordHead::decode_at(&bytes, footer.start, Some(archive.id)) {
+        Ok((head, head_kind)) if head_kind != kind || head.sequence != footer.sequence => {
             let problem = "it contradicts its record's head";
             Err(bad(FormatError::new(Structure::Footer, "F-033", problem).at(from)))
         }
+        Err(error) if error.unsupported => Err(bad(error)),
+        _ => Ok((footer, kind)),
     }
 }
 
