@@ -19,7 +19,7 @@ use crate::device::open::open_source;
 use crate::device::{Completion, Device, Op, OpKind, Queue};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::buffer::BufferPool;
-use crate::io::probe;
+use crate::io_engine;
 use crate::options::{Context, IoEngine};
 
 /// What this machine can do.
@@ -69,21 +69,16 @@ const LEVELS: [i32; 9] = [-50, -24, -14, -9, -6, -4, -2, 1, 3];
 /// # Errors
 /// If the path cannot be read or written; `Interrupted`; if the wanted I/O engine is unavailable.
 pub fn run(path: Option<&Path>, context: &Context) -> Result<BenchReport> {
-    let chosen = probe::choose(context.io).map_err(|error| {
-        Error::new(ErrorKind::Unsupported, "io_uring cannot be used")
-            .because(error)
-            .hint("`--io blocking` works without it")
-    })?;
+    let engine = io_engine::choose(context)?;
     let mut rows = Vec::new();
-    let mut io = match (chosen.engine, chosen.notice) {
-        (IoEngine::Blocking, Some(notice)) => format!("blocking: {notice}"),
-        (IoEngine::Blocking, None) => "blocking".to_owned(),
-        _ => "io_uring".to_owned(),
+    let mut io = match engine {
+        IoEngine::Blocking => "blocking".to_owned(),
+        IoEngine::Uring | IoEngine::Auto => "io_uring".to_owned(),
     };
     let mut sample = generated();
     let mut read_speed = None;
     if let Some(path) = path {
-        let measured = measure_path(path, chosen.engine, context)?;
+        let measured = measure_path(path, engine, context)?;
         io = measured.io;
         read_speed = measured.rows.iter().find(|row| row.part == "read").map(|row| row.bytes_per_s);
         rows.extend(measured.rows);
@@ -166,6 +161,7 @@ fn measure_read(device: &FileDevice, engine: IoEngine, context: &Context) -> Res
     let words = |error| Error::io("cannot read", device.label(), error);
     let pool = BufferPool::new(DEPTH as usize, PIECE_LEN).map_err(words)?;
     let driver = device.driver(engine, &pool, DEPTH).map_err(words)?;
+    io_engine::tell(&*driver, &*context.observer);
     let mut queue = Queue::new(driver, device.geometry(), DEPTH);
     let len = device.len().map_err(words)?;
     let sample_every = (len / PIECES as u64).max(1);

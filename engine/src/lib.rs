@@ -14,6 +14,7 @@ pub mod diff;
 pub mod error;
 pub mod inspect;
 pub mod io;
+mod io_engine;
 mod limit;
 pub mod observe;
 pub mod options;

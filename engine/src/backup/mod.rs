@@ -9,6 +9,7 @@ mod write;
 use std::time::Instant;
 
 use crate::error::Result;
+use crate::io_engine;
 use crate::options::{BackupRequest, Context};
 use crate::report::BackupReport;
 use crate::source::View;
@@ -40,7 +41,7 @@ fn run_views(
     context: &Context,
     started: Instant,
 ) -> Result<BackupReport> {
-    let chosen = plan::choose_engine(context)?;
+    let chosen = io_engine::choose(context)?;
     let target = plan::open_target(request, identities, context)?;
     let mut report = write::run(request, views, &target, chosen, context)?;
     report.elapsed_s = started.elapsed().as_secs_f64();
@@ -58,7 +59,7 @@ pub fn run_in(
     context: &Context,
 ) -> Result<BackupReport> {
     let started = Instant::now();
-    let chosen = plan::choose_engine(context)?;
+    let chosen = io_engine::choose(context)?;
     let target = plan::open_home(home, request.dry_run, || Ok(()))?;
     let mut report = write::run(request, views, &target, chosen, context)?;
     report.elapsed_s = started.elapsed().as_secs_f64();

@@ -21,10 +21,9 @@ use crate::archive::{Home, format_error};
 use crate::device::Device;
 use crate::device::file::{FileDevice, FileIdentity};
 use crate::device::loops::share_bytes;
-use crate::device::open::{RELEASE_GRACE, open_archive_stdout, open_archive_writer};
+use crate::device::open::{RELEASE_GRACE, directory_of, open_archive_stdout, open_archive_writer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::probe;
-use crate::options::{ArchiveHome, BackupRequest, Changes, Context, Dedup, IoEngine, ParentChoice};
+use crate::options::{ArchiveHome, BackupRequest, Changes, Context, Dedup, ParentChoice};
 use crate::source::{Change, Degraded, Proof, View, check_coverage, file};
 
 /// The sources, open.
@@ -85,20 +84,6 @@ fn check_names(request: &BackupRequest) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Settles the I/O engine and says so where it is not what one might expect.
-///
-/// # Errors
-/// If io_uring was insisted on and is not to be had.
-pub fn choose_engine(context: &Context) -> Result<IoEngine> {
-    let chosen = probe::choose(context.io).map_err(|error| {
-        Error::new(ErrorKind::Unsupported, "io_uring is not available").because(error)
-    })?;
-    if let Some(notice) = &chosen.notice {
-        context.observer.notice(notice);
-    }
-    Ok(chosen.engine)
 }
 
 /// Where the snapshot goes.
@@ -201,12 +186,11 @@ fn lock(device: &FileDevice) -> Result<()> {
     }
 }
 
-/// Makes a file's name durable.
+/// Makes a file's name durable, which is behind the links in `path`.
 fn sync_directory(path: &Path) -> Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let directory = parent.unwrap_or(Path::new("."));
-    File::open(directory).and_then(|directory| directory.sync_all()).map_err(|error| {
-        Error::io("cannot sync the directory", directory.display().to_string(), error)
+    let sync = || File::open(directory_of(&std::fs::canonicalize(path)?))?.sync_all();
+    sync().map_err(|error| {
+        Error::io("cannot sync the directory of", path.display().to_string(), error)
     })
 }
 

@@ -15,7 +15,9 @@ use crate::cancel::Cancel;
 use crate::device::{Completion, ExtentKind, Extents, Op, OpKind, Queue};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::buffer::{Buffer, BufferPool};
+use crate::io_engine;
 use crate::limit::Limit;
+use crate::observe::Observer;
 use crate::options::OnReadError;
 use crate::pipeline::{Feeder, Permit, Stopped};
 
@@ -69,6 +71,8 @@ pub struct Source<'a> {
     pub on_read_error: OnReadError,
     /// Bytes per second.
     pub limit_bytes_per_s: Option<u64>,
+    /// Who watches.
+    pub observer: &'a dyn Observer,
     /// Whether to stop.
     pub cancel: Cancel,
 }
@@ -81,6 +85,7 @@ pub fn produce(source: Source<'_>, feeder: &Feeder<'_, Item>) -> Result<()> {
     let shape = source.plan.shape;
     let set_up = |error| Error::io("cannot set up I/O on", source.device.label(), error);
     let driver = source.device.driver(source.engine, source.pool, source.depth).map_err(set_up)?;
+    io_engine::tell(&*driver, source.observer);
     let queue = Queue::new(driver, source.device.geometry(), source.depth);
     let parent = source.plan.parent.as_ref();
     let cursor = match (parent, &source.store) {

@@ -279,6 +279,7 @@ impl<'a> Backup<'a> {
             parent_lost: self.bears_lost_parent().then_some(&self.parent_lost),
             on_read_error: self.request.on_read_error,
             limit_bytes_per_s: self.context.limit_bytes_per_s,
+            observer: &*self.context.observer,
             cancel: self.context.cancel.clone(),
         };
         let (known, anew, lost) = (self.known.clone(), self.known_anew(), &self.parent_lost);

@@ -34,8 +34,11 @@ use crate::io::ring::RingDriver;
 use crate::io::route::Files;
 use crate::options::IoEngine;
 
-/// Least block length: a page, see the module's head.
-const BLOCK_LEN_MIN: u32 = 4096;
+/// Least block length in bytes: a page, see the module's head.
+fn block_len_min() -> u32 {
+    // Every kernel answers; 64 KiB is the largest page of any.
+    ioctl::page_len().unwrap_or(1 << 16)
+}
 
 /// Most bytes of zeroes per write where a device can only be zeroed by writing.
 const ZERO_WRITE_LEN: usize = 1 << 20;
@@ -328,7 +331,8 @@ impl Device for FileDevice {
             IoEngine::Blocking => Box::new(blocking()?),
             IoEngine::Auto => match ring() {
                 Ok(driver) => Box::new(driver),
-                Err(_) => Box::new(blocking()?),
+                // Granted when it was asked for, but memory or descriptors may be short by now.
+                Err(why) => Box::new(blocking()?.for_want_of_a_ring(&why)),
             },
         })
     }
@@ -422,13 +426,13 @@ fn open_direct(
 
 fn block_len(buffered: &File, identity: &FileIdentity, direct: Option<&File>) -> u32 {
     let sector = match identity.is_block {
-        true => ioctl::logical_block_len(buffered).unwrap_or(BLOCK_LEN_MIN),
+        true => ioctl::logical_block_len(buffered).unwrap_or(0),
         false => 0,
     };
     let asked = direct
         .and_then(|direct| ioctl::direct_align(direct).ok().flatten())
         .map_or(0, |align| align.offset.max(align.memory));
-    sector.max(asked).max(BLOCK_LEN_MIN).next_power_of_two()
+    sector.max(asked).max(block_len_min()).next_power_of_two()
 }
 
 fn length(file: &File, metadata: &Metadata) -> io::Result<u64> {
@@ -442,6 +446,7 @@ fn length(file: &File, metadata: &Metadata) -> io::Result<u64> {
 mod tests {
     use super::*;
     use crate::device::test_rig::*;
+    use crate::io::probe;
 
     const LEN: usize = 3 * (1 << 20) + 4096 + 100;
 
@@ -591,6 +596,29 @@ mod tests {
             let device = FileDevice::open(&node.path, Access::Write).unwrap();
             assert_eq!(read_all(&device, engine).len(), 1 << 20);
         }
+    }
+
+    #[test]
+    fn a_ring_that_is_not_to_be_had_after_all_is_done_without() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = file_with(folder.path(), "volume", &pattern(LEN, 23));
+        // A filter binds the thread that installs it, and no other.
+        let seen = std::thread::spawn(move || {
+            let engine = probe::choose(IoEngine::Auto).unwrap().engine;
+            if engine != IoEngine::Auto || !probe::tests::forbid_io_uring() {
+                eprintln!("skipped: no io_uring, or no seccomp filters here");
+                return;
+            }
+            let device = FileDevice::open(&path, Access::Read).unwrap();
+            let pool = BufferPool::new(1, 4096).unwrap();
+            let driver = device.driver(engine, &pool, 1).unwrap();
+            let notice = driver.notice().unwrap();
+            assert!(notice.contains("io_uring is unavailable"), "{notice}");
+            assert!(notice.contains("plain reads and writes"), "{notice}");
+            assert!(device.driver(IoEngine::Uring, &pool, 1).is_err());
+            assert!(read_all(&device, engine) == pattern(LEN, 23));
+        });
+        seen.join().unwrap();
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::file::{Access, FileDevice};
@@ -126,13 +126,29 @@ fn no_archive_on_block_device(label: &str) -> Error {
 
 /// Refuses to make a regular file where devices live: a mistyped device name would fill memory.
 fn refuse_new_in_dev(path: &Path, failed: &str) -> Result<()> {
-    let parent = path.parent().and_then(|parent| std::fs::canonicalize(parent).ok());
-    let among_devices =
-        parent.is_some_and(|parent| parent.starts_with("/dev") && !parent.starts_with("/dev/shm"));
+    let directory = std::fs::canonicalize(directory_of(&behind_links(path)));
+    let among_devices = directory
+        .is_ok_and(|directory| directory.starts_with("/dev") && !directory.starts_with("/dev/shm"));
     match among_devices && !path.exists() {
         true => Err(in_words(failed, path, io::Error::from(io::ErrorKind::NotFound))),
         false => Ok(()),
     }
+}
+
+/// Where a file would be made that is not there yet: what `path` leads to if it is a link.
+fn behind_links(path: &Path) -> PathBuf {
+    let mut path = path.to_path_buf();
+    // As many as the kernel follows (`path_resolution(7)`).
+    for _ in 0..40 {
+        let Ok(to) = std::fs::read_link(&path) else { break };
+        path = directory_of(&path).join(to);
+    }
+    path
+}
+
+/// The directory that holds what `path` names.
+pub(crate) fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// What is at `path`.
@@ -245,6 +261,13 @@ mod tests {
         for refused in [create_target_file(path, 1), open_archive_writer(path)] {
             assert_eq!(refused.map(|_| ()).unwrap_err().kind(), ErrorKind::NotFound);
         }
+        assert!(!path.exists());
+        let folder = tempfile::tempdir().unwrap();
+        let (near, far) = (folder.path().join("near"), folder.path().join("far"));
+        std::os::unix::fs::symlink(path, &far).unwrap();
+        std::os::unix::fs::symlink("far", &near).unwrap();
+        let refused = open_archive_writer(&near).map(|_| ()).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::NotFound);
         assert!(!path.exists());
     }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 
 use super::op::{Completion, Driver, Op, OpKind};
+use super::probe;
 use super::route::Files;
 
 /// Most threads of one driver: four already saturate a device at 1 MiB per transfer.
@@ -29,6 +30,7 @@ pub struct BlockingDriver {
     threads: Vec<JoinHandle<()>>,
     in_flight: usize,
     depth: usize,
+    notice: Option<String>,
 }
 
 impl BlockingDriver {
@@ -51,7 +53,14 @@ impl BlockingDriver {
             threads,
             in_flight: 0,
             depth: depth as usize,
+            notice: None,
         })
+    }
+
+    /// The same, because there is no ring.
+    pub fn for_want_of_a_ring(mut self, why: &io::Error) -> Self {
+        self.notice = Some(probe::falling_back(why));
+        self
     }
 
     fn reap_ready(&mut self, done: &mut Vec<Completion>) {
@@ -98,6 +107,10 @@ impl Driver for BlockingDriver {
 
     fn in_flight(&self) -> usize {
         self.in_flight
+    }
+
+    fn notice(&self) -> Option<&str> {
+        self.notice.as_deref()
     }
 
     fn describe(&self) -> String {

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, PosixFadviseAdvice, fallocate, fcntl, posix_fadvise};
 use nix::libc;
-use nix::unistd::{Whence, lseek64};
+use nix::unistd::{SysconfVar, Whence, lseek64, sysconf};
 
 /// The request numbers and argument types, as `nix` makes functions of them.
 mod raw {
@@ -36,6 +36,12 @@ mod raw {
     nix::ioctl_none_bad!(blk_flsbuf, nix::request_code_none!(0x12, 97));
     nix::ioctl_write_ptr_bad!(blk_discard, nix::request_code_none!(0x12, 119), [u64; 2]);
     nix::ioctl_write_ptr_bad!(blk_zeroout, nix::request_code_none!(0x12, 127), [u64; 2]);
+}
+
+/// Length of a page of memory in bytes, which is that of a page of the page cache.
+pub fn page_len() -> Option<u32> {
+    let len = sysconf(SysconfVar::PAGE_SIZE).ok().flatten()?;
+    u32::try_from(len).ok()
 }
 
 /// Length of a block device in bytes (`BLKGETSIZE64`).

@@ -126,6 +126,11 @@ pub trait Driver {
     /// Operations in flight.
     fn in_flight(&self) -> usize;
 
+    /// Why it is not the one that was to be expected, in words for the user.
+    fn notice(&self) -> Option<&str> {
+        None
+    }
+
     /// How it works, for reports: `io_uring` with its flags, or `blocking`.
     fn describe(&self) -> String;
 }

@@ -122,13 +122,13 @@ pub fn probe() -> Result<RingFacts, Unavailable> {
 /// The engine to run on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chosen {
-    /// [`IoEngine::Uring`] or [`IoEngine::Blocking`], never `Auto`.
+    /// What was wanted, or [`IoEngine::Blocking`] instead of `Auto`.
     pub engine: IoEngine,
     /// What to tell the user, once, if it is not what they might expect.
     pub notice: Option<String>,
 }
 
-/// Settles `Auto`: io_uring if the kernel grants it, else plain reads and writes with a notice.
+/// Settles `Auto` if the kernel refuses io_uring: plain reads and writes, with a notice.
 ///
 /// # Errors
 /// If `wanted` is [`IoEngine::Uring`] and the kernel refuses it: an error that says why.
@@ -138,13 +138,15 @@ pub fn choose(wanted: IoEngine) -> io::Result<Chosen> {
         IoEngine::Blocking => Ok(plain(IoEngine::Blocking)),
         IoEngine::Uring => probe().map(|_| plain(IoEngine::Uring)).map_err(io::Error::from),
         IoEngine::Auto => Ok(match probe() {
-            Ok(_) => plain(IoEngine::Uring),
-            Err(why) => Chosen {
-                engine: IoEngine::Blocking,
-                notice: Some(format!("{why}; using plain reads and writes")),
-            },
+            Ok(_) => plain(IoEngine::Auto),
+            Err(why) => Chosen { engine: IoEngine::Blocking, notice: Some(falling_back(&why)) },
         }),
     }
+}
+
+/// What the user is told of a ring that cannot be had.
+pub(super) fn falling_back(why: &dyn fmt::Display) -> String {
+    format!("{why}; using plain reads and writes")
 }
 
 /// Puts a failed set-up into words.
@@ -176,7 +178,7 @@ fn words(error: &io::Error, switch: Option<&str>) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn because(errno: Errno, switch: Option<&str>) -> String {
@@ -212,7 +214,7 @@ mod tests {
     fn auto_settles_and_says_so_only_when_it_falls_back() {
         let chosen = choose(IoEngine::Auto).unwrap();
         assert_eq!(chosen.engine == IoEngine::Blocking, chosen.notice.is_some());
-        assert_eq!(choose(IoEngine::Uring).is_ok(), chosen.engine == IoEngine::Uring);
+        assert_eq!(choose(IoEngine::Uring).is_ok(), chosen.engine == IoEngine::Auto);
     }
 
     #[test]
@@ -231,8 +233,9 @@ mod tests {
         assert!(uring.unwrap_err().to_string().contains("io_uring is unavailable"));
     }
 
-    /// What the default profiles of Docker and containerd do to `io_uring_setup`.
-    fn forbid_io_uring() -> bool {
+    /// What the default profiles of Docker and containerd do to `io_uring_setup`, done to the
+    /// calling thread for good; `false` where filters are refused.
+    pub(crate) fn forbid_io_uring() -> bool {
         use nix::libc::{self, sock_filter, sock_fprog};
         let step = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };
         let mut program = [

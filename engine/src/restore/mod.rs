@@ -32,6 +32,7 @@ use crate::archive::snapshots::Snapshot;
 use crate::device::memory::MemoryDevice;
 use crate::device::open::open_archive_reader;
 use crate::error::{Error, Result};
+use crate::io_engine;
 use crate::observe::Phase;
 use crate::options::{Context, IoEngine, RestoreRequest};
 use crate::report::{RestoreReport, VolumeRestore};
@@ -56,7 +57,7 @@ pub fn run(request: &RestoreRequest, context: &Context) -> Result<RestoreReport>
     let started = Instant::now();
     plan::check(request)?;
     context.observer.phase(Phase::Open, None);
-    let engine = plan::choose_engine(context)?;
+    let engine = io_engine::choose(context)?;
     let archive = Archive::open(Arc::new(open_archive_reader(&request.archive)?))?;
     let snapshot = archive.select(&request.snapshot)?;
     let assignments = plan::assign(request, &archive, &snapshot)?;

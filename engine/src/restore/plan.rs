@@ -6,8 +6,7 @@ use super::job::Job;
 use crate::archive::open::Archive;
 use crate::archive::snapshots::Snapshot;
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::probe;
-use crate::options::{Context, Delta, IoEngine, RestoreRequest, TargetRequest};
+use crate::options::{Delta, RestoreRequest, TargetRequest};
 
 /// A volume and where it goes.
 pub struct Assignment {
@@ -15,22 +14,6 @@ pub struct Assignment {
     pub job: Job,
     /// The target's path.
     pub path: PathBuf,
-}
-
-/// The engine to run on; says so if it is not the best.
-///
-/// # Errors
-/// `Unsupported` if io_uring was insisted on and is not to be had.
-pub fn choose_engine(context: &Context) -> Result<IoEngine> {
-    let chosen = probe::choose(context.io).map_err(|error| {
-        Error::new(ErrorKind::Unsupported, "io_uring is not available")
-            .because(error)
-            .hint("`--io auto` or `--io blocking` works without it")
-    })?;
-    if let Some(notice) = &chosen.notice {
-        context.observer.notice(notice);
-    }
-    Ok(chosen.engine)
 }
 
 /// Refuses what contradicts itself.

@@ -9,6 +9,7 @@ use super::work::Piece;
 use crate::device::{Completion, Op, OpKind, Queue};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::buffer::{Buffer, BufferPool};
+use crate::io_engine;
 use crate::limit::Limit;
 use crate::options::{Context, IoEngine};
 
@@ -42,6 +43,7 @@ impl<'a> Writer<'a> {
         let driver = target
             .driver(engine, pool, depth as u32)
             .map_err(|error| Error::io("cannot set up I/O on", target.label(), error))?;
+        io_engine::tell(&*driver, &*context.observer);
         Ok(Writer {
             target,
             tally,

@@ -15,7 +15,7 @@ use crate::cancel::Cancel;
 use crate::device::{Completion, Op, OpKind, Queue};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::buffer::{Buffer, BufferPool};
-use crate::io::probe;
+use crate::io_engine;
 use crate::limit::Limit;
 use crate::options::{Context, IoEngine, VerifyRequest};
 use crate::pipeline::{self, Feeder, Permit, Plan};
@@ -51,7 +51,7 @@ pub(super) fn pass(
     tally: &mut Tally<'_>,
     scout: impl FnOnce(&mut dyn FnMut(Job) -> Result<()>) -> Result<()> + Send,
 ) -> Result<()> {
-    let engine = engine(context)?;
+    let engine = io_engine::choose(context)?;
     let plan = plan(archive, context);
     let pool = BufferPool::new(plan.items, buffer_len(archive))
         .map_err(|error| Error::io("no memory to read", archive.label(), error))?;
@@ -64,19 +64,6 @@ pub(super) fn pass(
         |worker, _, loaded: Loaded| Ok(worker.check(loaded)),
         |_, checked: Checked| tally.take(checked),
     )
-}
-
-/// The engine to run on; says once if it is not the one that might be expected.
-fn engine(context: &Context) -> Result<IoEngine> {
-    let chosen = probe::choose(context.io).map_err(|error| {
-        Error::new(ErrorKind::Unsupported, "io_uring cannot be used")
-            .because(error)
-            .hint("`--io blocking` works without it")
-    })?;
-    if let Some(notice) = chosen.notice {
-        context.observer.notice(&notice);
-    }
-    Ok(chosen.engine)
 }
 
 fn plan(archive: &Archive, context: &Context) -> Plan {
@@ -131,6 +118,7 @@ impl Reader<'_> {
         let depth = DEPTH.min(self.pool.count() as u32).max(1);
         let home = &self.archive.home;
         let driver = home.driver(self.engine, &self.pool, depth).map_err(words)?;
+        io_engine::tell(&*driver, &*self.context.observer);
         let queue = Queue::new(driver, home.geometry(), depth);
         let limit = Limit::new(self.context.limit_bytes_per_s);
         let pool = &self.pool;
