@@ -183,18 +183,6 @@ impl FileDevice {
         self
     }
 
-    /// Reserves space for `range` without changing the length. A wish: file systems that cannot
-    /// are silent, a full one says so.
-    ///
-    /// # Errors
-    /// `ENOSPC` and the like.
-    pub fn reserve(&self, range: Range<u64>) -> io::Result<()> {
-        match ioctl::reserve(self.file(), &range) {
-            Err(error) if !ioctl::is_unsupported(&error) => Err(error),
-            _ => Ok(()),
-        }
-    }
-
     /// Releases `range` of a block device or file. **Never taken for a zero.**
     ///
     /// # Errors
@@ -574,7 +562,6 @@ mod tests {
         let device = FileDevice::open(&node.path, Access::Write).unwrap();
         assert_eq!(device.len().unwrap(), 1 << 20);
         assert_eq!(ioctl::logical_block_len(device.file()).unwrap(), 4096);
-        assert!(ioctl::physical_block_len(device.file()).unwrap() >= 4096);
         assert!(!ioctl::is_read_only(device.file()).unwrap());
         let identity = device.identity();
         assert!(identity.is_block && identity.rdev != 0 && identity.diskseq.is_some());

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Device, Extent, ExtentKind, Extents, Geometry, Resize, Zero, ZeroMethod};
 use crate::io::buffer::BufferPool;
-use crate::io::op::{Completion, Driver, Op, OpKind};
+use crate::io::op::{Completion, Driver, Op};
 use crate::options::IoEngine;
 
 const PAGE_LEN: u64 = 4096;
@@ -343,22 +343,11 @@ impl Driver for MemoryDriver {
 }
 
 /// Does `op` on `device` through its positional calls.
-pub(super) fn run(device: &dyn Device, mut op: Op) -> Completion {
-    let offset = op.offset;
-    let result = match &mut op.kind {
-        OpKind::Read { buffer, len } => {
-            buffer.set_len(*len);
-            device.read_at(buffer, offset)
-        }
-        OpKind::Write { buffer, from, len } => {
-            let shown = buffer.len();
-            buffer.set_len(*from + *len);
-            let result = device.write_at(&buffer[*from..], offset).map(|()| *len);
-            buffer.set_len(shown);
-            result
-        }
-    };
-    op.complete(result)
+pub(super) fn run(device: &dyn Device, op: Op) -> Completion {
+    op.perform(
+        |bytes, at| device.read_at(bytes, at),
+        |bytes, at| device.write_at(bytes, at).map(|()| bytes.len()),
+    )
 }
 
 #[cfg(test)]

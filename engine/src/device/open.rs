@@ -33,18 +33,6 @@ pub fn open_source(path: &Path) -> Result<FileDevice> {
     Ok(device)
 }
 
-/// Opens an existing target to be read and written, a block device exclusively. Checks nothing
-/// but the kind: `guard` is the way to a target that may be written to.
-///
-/// # Errors
-/// Says what is in the way.
-pub fn open_target(path: &Path) -> Result<FileDevice> {
-    let metadata = look(path, "cannot open the target")?;
-    check_kind(path, &metadata, "cannot be restored to", ErrorKind::TargetRefused)?;
-    FileDevice::open(path, Access::Write)
-        .map_err(|error| in_words("cannot open the target", path, error))
-}
-
 /// Creates a regular file of `len` zero bytes that must not exist yet.
 ///
 /// # Errors
@@ -269,14 +257,5 @@ mod tests {
         let refused = open_archive_writer(&near).map(|_| ()).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::NotFound);
         assert!(!path.exists());
-    }
-
-    #[test]
-    fn a_target_must_exist_and_be_a_volume() {
-        let folder = tempfile::tempdir().unwrap();
-        let refused = open_target(folder.path()).map(|_| ()).unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::TargetRefused);
-        let missing = open_target(&folder.path().join("nothing")).map(|_| ()).unwrap_err();
-        assert_eq!(missing.kind(), ErrorKind::NotFound);
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::op::{Completion, Driver, Op, OpKind};
+use super::op::{Completion, Driver, Op};
 use super::probe;
 use super::route::Files;
 
@@ -151,24 +151,9 @@ fn spawn(
 }
 
 /// One system call; the queue above completes what it leaves short.
-fn transfer(files: &Files, mut op: Op) -> Completion {
-    let file = files.file(files.route(&op)).clone();
-    let offset = op.offset;
-    let result = match &mut op.kind {
-        OpKind::Read { buffer, len } => {
-            buffer.set_len(*len);
-            file.read_at(buffer, offset)
-        }
-        OpKind::Write { buffer, from, len } => {
-            // The caller's length may be less than what is written from; show the bytes alone.
-            let shown = buffer.len();
-            buffer.set_len(*from + *len);
-            let result = file.write_at(&buffer[*from..], offset);
-            buffer.set_len(shown);
-            result
-        }
-    };
-    op.complete(result)
+fn transfer(files: &Files, op: Op) -> Completion {
+    let file = files.file(files.route(&op));
+    op.perform(|bytes, at| file.read_at(bytes, at), |bytes, at| file.write_at(bytes, at))
 }
 
 #[cfg(test)]
@@ -178,6 +163,7 @@ mod tests {
 
     use super::*;
     use crate::io::buffer::BufferPool;
+    use crate::io::op::OpKind;
 
     fn files() -> Files {
         let file = tempfile::tempfile().unwrap();

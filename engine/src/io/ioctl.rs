@@ -30,7 +30,6 @@ mod raw {
     nix::ioctl_read!(blk_get_size64, 0x12, 114, u64);
     nix::ioctl_read!(blk_get_diskseq, 0x12, 128, u64);
     nix::ioctl_read_bad!(blk_ssz_get, nix::request_code_none!(0x12, 104), libc::c_int);
-    nix::ioctl_read_bad!(blk_pbsz_get, nix::request_code_none!(0x12, 123), libc::c_uint);
     nix::ioctl_read_bad!(blk_ro_get, nix::request_code_none!(0x12, 94), libc::c_int);
     nix::ioctl_read_bad!(loop_get_status64, 0x4c05, LoopInfo64);
     nix::ioctl_none_bad!(blk_flsbuf, nix::request_code_none!(0x12, 97));
@@ -59,14 +58,6 @@ pub fn logical_block_len(file: &File) -> io::Result<u32> {
     // SAFETY: the kernel writes one int to the pointer, which is to a live local.
     unsafe { raw::blk_ssz_get(file.as_raw_fd(), &raw mut len) }?;
     u32::try_from(len).map_err(io::Error::other)
-}
-
-/// Physical sector length in bytes (`BLKPBSZGET`).
-pub fn physical_block_len(file: &File) -> io::Result<u32> {
-    let mut len = 0;
-    // SAFETY: the kernel writes one unsigned int to the pointer, which is to a live local.
-    unsafe { raw::blk_pbsz_get(file.as_raw_fd(), &raw mut len) }?;
-    Ok(len)
 }
 
 /// Whether a block device refuses writes (`BLKROGET`).
@@ -152,11 +143,6 @@ pub fn zero_range(file: &File, range: &Range<u64>) -> io::Result<()> {
         FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
         range,
     )
-}
-
-/// Reserves space for `range` of a file without changing its length.
-pub fn reserve(file: &File, range: &Range<u64>) -> io::Result<()> {
-    allocate_with(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, range)
 }
 
 fn allocate_with(file: &File, flags: FallocateFlags, range: &Range<u64>) -> io::Result<()> {

@@ -91,6 +91,31 @@ impl Op {
         self.from().checked_add(self.len()).is_some_and(|end| end <= self.buffer().capacity())
     }
 
+    /// Does it: `read` fills the bytes it is given, `write` takes them from the buffer, both at
+    /// this offset and saying how many they were.
+    pub fn perform(
+        mut self,
+        read: impl FnOnce(&mut [u8], u64) -> io::Result<usize>,
+        write: impl FnOnce(&[u8], u64) -> io::Result<usize>,
+    ) -> Completion {
+        let offset = self.offset;
+        let result = match &mut self.kind {
+            OpKind::Read { buffer, len } => {
+                buffer.set_len(*len);
+                read(buffer, offset)
+            }
+            OpKind::Write { buffer, from, len } => {
+                // The caller's length may be less than what is written from; show the bytes alone.
+                let shown = buffer.len();
+                buffer.set_len(*from + *len);
+                let result = write(&buffer[*from..], offset);
+                buffer.set_len(shown);
+                result
+            }
+        };
+        self.complete(result)
+    }
+
     /// The completion of this operation with `result`. After a read the buffer's length is what
     /// was read, 0 after an error.
     pub fn complete(self, result: io::Result<usize>) -> Completion {
