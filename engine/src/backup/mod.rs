@@ -4,7 +4,7 @@ mod audit;
 pub mod plan;
 mod read;
 mod work;
-mod write;
+pub(crate) mod write;
 
 use std::time::Instant;
 

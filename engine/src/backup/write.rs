@@ -34,10 +34,10 @@ use crate::report::{BackupReport, ByteRange, VolumeBackup};
 use crate::source::View;
 
 /// Map nodes per frame: few, so that reading one node reads little.
-const NODES_PER_FRAME: usize = 8;
+pub(crate) const NODES_PER_FRAME: usize = 8;
 
 /// Writes in flight.
-const WRITE_DEPTH: u32 = 8;
+pub(crate) const WRITE_DEPTH: u32 = 8;
 
 /// Runs the backup.
 ///
@@ -200,15 +200,7 @@ impl<'a> Backup<'a> {
         if !self.known.is_new(&id)? {
             return Ok(id);
         }
-        let entry = ChunkEntry {
-            id,
-            index,
-            raw_len: bytes.len() as u32,
-            volume,
-            kind: kind as u8,
-            reserved: Reserved,
-        };
-        append_stored(&mut self.session, &[entry], bytes)
+        append_item(&mut self.session, id, bytes, kind, volume, index)
             .inspect_err(|error| self.sink_failed |= ends_writing(error))?;
         Ok(id)
     }
@@ -683,23 +675,50 @@ fn read_attached(path: &Path) -> Result<Vec<u8>> {
     }
 }
 
-fn host() -> String {
+/// The host's name, for manifests and notes.
+pub(crate) fn host() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     name.trim().to_owned()
 }
 
-fn program() -> String {
+/// This program and its version, for manifests and notes.
+pub(crate) fn program() -> String {
     concat!("voltar ", env!("CARGO_PKG_VERSION")).to_owned()
 }
 
-fn append_stored(session: &mut Session, entries: &[ChunkEntry], payload: &[u8]) -> Result<()> {
+/// Appends a frame that holds one small item.
+///
+/// # Errors
+/// Of writing.
+pub(crate) fn append_item(
+    session: &mut Session,
+    id: Id,
+    bytes: &[u8],
+    kind: ItemKind,
+    volume: u16,
+    index: u64,
+) -> Result<()> {
+    let raw_len = bytes.len() as u32;
+    let entry = ChunkEntry { id, index, raw_len, volume, kind: kind as u8, reserved: Reserved };
+    append_stored(session, &[entry], bytes)
+}
+
+/// Appends a frame with these items, whose bytes are `payload`, uncompressed.
+///
+/// # Errors
+/// Of writing.
+pub(crate) fn append_stored(
+    session: &mut Session,
+    entries: &[ChunkEntry],
+    payload: &[u8],
+) -> Result<()> {
     let mut head = vec![0; head_len(entries.len() as u16)];
     encode_head(Codec::Store, entries, payload.len() as u32, crc32c(payload), &mut head);
     session.append_frame(&head, payload)
 }
 
-/// Neighbouring ranges become one; if there are still too many, the nearest do, too.
-fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+/// Neighbouring ranges become one; if there are still too many for a manifest, the nearest do, too.
+pub(crate) fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     ranges.sort_by_key(|range| range.start);
     let mut distance = 0;
     loop {
@@ -804,28 +823,7 @@ impl VolumeWriter {
 
     /// Stores finished nodes once there are enough of them.
     fn store_nodes(&mut self, session: &mut Session, known: &Known, enough: usize) -> Result<()> {
-        while self.nodes.len() >= enough && !self.nodes.is_empty() {
-            let count = self.nodes.len().min(NODES_PER_FRAME);
-            let mut entries = Vec::new();
-            let mut payload = Vec::new();
-            for node in self.nodes.drain(..count) {
-                if known.is_new(&node.id)? {
-                    payload.extend_from_slice(&node.bytes);
-                    entries.push(ChunkEntry {
-                        id: node.id,
-                        index: node_index(node.level, node.number),
-                        raw_len: node.bytes.len() as u32,
-                        volume: self.number,
-                        kind: ItemKind::Node as u8,
-                        reserved: Reserved,
-                    });
-                }
-            }
-            if !entries.is_empty() {
-                append_stored(session, &entries, &payload)?;
-            }
-        }
-        Ok(())
+        store_nodes(&mut self.nodes, self.number, session, known, enough)
     }
 
     /// Ends the map and returns its root.
@@ -835,6 +833,41 @@ impl VolumeWriter {
         self.store_nodes(session, known, 1)?;
         Ok(root)
     }
+}
+
+/// Stores finished nodes of volume `number`, unless they are known, once there are `enough`.
+///
+/// # Errors
+/// Of looking them up and of writing.
+pub(crate) fn store_nodes(
+    nodes: &mut Vec<BuiltNode>,
+    number: u16,
+    session: &mut Session,
+    known: &Known,
+    enough: usize,
+) -> Result<()> {
+    while nodes.len() >= enough && !nodes.is_empty() {
+        let count = nodes.len().min(NODES_PER_FRAME);
+        let mut entries = Vec::new();
+        let mut payload = Vec::new();
+        for node in nodes.drain(..count) {
+            if known.is_new(&node.id)? {
+                payload.extend_from_slice(&node.bytes);
+                entries.push(ChunkEntry {
+                    id: node.id,
+                    index: node_index(node.level, node.number),
+                    raw_len: node.bytes.len() as u32,
+                    volume: number,
+                    kind: ItemKind::Node as u8,
+                    reserved: Reserved,
+                });
+            }
+        }
+        if !entries.is_empty() {
+            append_stored(session, &entries, &payload)?;
+        }
+    }
+    Ok(())
 }
 
 /// Calls `take` with the parent's entries for these chunks, on the highest levels possible.

@@ -354,7 +354,7 @@ impl Reach<'_, '_> {
         let spot = number.checked_sub(1).and_then(|number| self.tally.spots.get(number)).copied();
         match spot.filter(|spot| spot.table_offset > 0 && spot.table_len > 0) {
             Some(spot) => self.entry_in_table(spot, place),
-            None => self.entry_in_frame(place),
+            None => entry_in_frame(self.archive, place),
         }
     }
 
@@ -374,19 +374,6 @@ impl Reach<'_, '_> {
         let slot = usize::from(place.slot);
         let first = held.first.get(at).filter(|_| slot < usize::from(frame.chunk_count))?;
         held.table.chunks.get(first + slot).cloned()
-    }
-
-    fn entry_in_frame(&self, place: &Place) -> Option<ChunkEntry> {
-        let from = FrameHead::LEN + ChunkEntry::LEN * usize::from(place.slot);
-        let len = from + ChunkEntry::LEN;
-        if len > place.frame_len as usize {
-            return None;
-        }
-        let bytes = read_exact(&*self.archive.home, place.frame, len).ok()?;
-        let head = Frame::decode_head(&bytes).ok()?;
-        let fits = head.stored_len == place.frame_len && place.slot < head.chunk_count;
-        let entry = bytes.get(from..).filter(|_| fits)?;
-        ChunkEntry::decode(entry).ok()
     }
 
     /// The number of the damage that `finding` is, known or new.
@@ -430,6 +417,20 @@ impl Reach<'_, '_> {
         self.repeats += 1;
         (self.repeats > REPEATS_MAX).then_some(hit)
     }
+}
+
+/// The entry at a place according to the frame there, whose head and payload are not checked.
+pub(crate) fn entry_in_frame(archive: &Archive, place: &Place) -> Option<ChunkEntry> {
+    let from = FrameHead::LEN + ChunkEntry::LEN * usize::from(place.slot);
+    let len = from + ChunkEntry::LEN;
+    if len > place.frame_len as usize {
+        return None;
+    }
+    let bytes = read_exact(&*archive.home, place.frame, len).ok()?;
+    let head = Frame::decode_head(&bytes).ok()?;
+    let fits = head.stored_len == place.frame_len && place.slot < head.chunk_count;
+    let entry = bytes.get(from..).filter(|_| fits)?;
+    ChunkEntry::decode(entry).ok()
 }
 
 impl Held {
