@@ -251,6 +251,9 @@ pub struct DiffArgs {
 pub struct InspectArgs {
     /// The archive
     pub archive: PathBuf,
+    /// Copy what can still be read of a damaged archive into this new one, and say what is missing
+    #[arg(long, value_name = "NEW")]
+    pub salvage: Option<PathBuf>,
 }
 
 /// Arguments of `bench`.
@@ -490,8 +493,15 @@ Examples:
   voltar diff vm7.vlt 2026-11-20 2026-11-21 --volume data --json";
 
 const INSPECT_AFTER: &str = "\
+With --salvage every frame that is whole is copied into NEW, which must not exist, and snapshots are
+made of them: the same ones where nothing is missing, else with what is missing marked unreadable
+and the tag salvaged=incomplete. What a backup left whose commit is lost gets the tag
+salvaged=no-commit: it may never have been finished, and what was zero or stored before is missing
+where no map says so. The archive itself is only read. The exit code is 0 if nothing is missing.
+
 Examples:
   voltar inspect vm7.vlt
+  voltar inspect vm7.vlt --salvage rescued.vlt
   voltar inspect vm7.vlt --json | jq '.records[] | select(.error)'";
 
 const BENCH_AFTER: &str = "\

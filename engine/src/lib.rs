@@ -21,5 +21,6 @@ pub mod options;
 pub mod pipeline;
 pub mod report;
 pub mod restore;
+pub mod salvage;
 pub mod source;
 pub mod verify;

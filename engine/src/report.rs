@@ -304,3 +304,57 @@ pub struct InspectRecord {
     /// What is wrong with it, if anything is.
     pub error: Option<String>,
 }
+
+/// What a salvage made of an archive.
+#[derive(Clone, Debug, Serialize)]
+pub struct SalvageReport {
+    /// The archive's path.
+    pub archive: String,
+    /// The new archive's path.
+    pub new_archive: String,
+    /// Whether nothing is missing, as far as can be known.
+    pub complete: bool,
+    /// Frames that were found whole.
+    pub frames: u64,
+    /// What was made of the snapshots, in the order of the log.
+    pub snapshots: Vec<SalvagedSnapshot>,
+    /// Places where a commit is known to have been and cannot be read.
+    pub lost_commits: Vec<ByteRange>,
+    /// Parts of the log without a commit, and commits without a readable manifest, of which nobody
+    /// knows which volumes they hold. Their items serve wherever something names them.
+    pub unnamed: u64,
+    /// How long it took.
+    pub elapsed_s: f64,
+}
+
+/// One snapshot, or one session without a commit, in a salvage.
+#[derive(Clone, Debug, Serialize)]
+pub struct SalvagedSnapshot {
+    /// Its id in the new archive; none if nothing of it was found.
+    pub id: Option<String>,
+    /// Its id in the old archive; none if its commit is lost.
+    pub original: Option<String>,
+    /// Whether its commit is whole. If not, it was put together by what its session noted and
+    /// where its items say they belonged; it may never have been finished.
+    pub committed: bool,
+    /// When it was made: RFC 3339 in UTC.
+    pub time: String,
+    /// Nanoseconds since 1970-01-01 UTC.
+    pub time_ns: i64,
+    /// Its volumes.
+    pub volumes: Vec<SalvagedVolume>,
+    /// Attached files of which a piece is missing; they are not in the new archive.
+    pub missing_files: Vec<String>,
+}
+
+/// One volume in a salvage.
+#[derive(Clone, Debug, Serialize)]
+pub struct SalvagedVolume {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// What could not be found. Of a session without a commit: also what may have been zero, or
+    /// in the archive before. Neighbouring ranges are merged to stay below 4096.
+    pub missing: Vec<ByteRange>,
+}

@@ -45,6 +45,7 @@ fn dispatch(task: &Task, context: &Context) -> Outcome {
         Task::Show(task) => show::run(task, context),
         Task::Diff(task) => diff::run(task, context),
         Task::Inspect(archive) => inspect::run(archive, context),
+        Task::Salvage(task) => inspect::salvage(task, context),
         Task::Bench(path) => bench::run(path.as_deref(), context),
     }
 }

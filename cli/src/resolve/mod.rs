@@ -16,7 +16,9 @@ use voltar_engine::options::{
     RestoreRequest, Selector, SourceRequest, TargetRequest, VerifyRequest,
 };
 
-use crate::args::{self, BackupArgs, Cli, ResourceArgs, RestoreArgs, Verb, VerifyArgs};
+use crate::args::{
+    self, BackupArgs, Cli, InspectArgs, ResourceArgs, RestoreArgs, Verb, VerifyArgs,
+};
 use crate::error::CommandError;
 use crate::world::World;
 
@@ -65,6 +67,8 @@ pub enum Task {
     Diff(DiffTask),
     /// `inspect`
     Inspect(PathBuf),
+    /// `inspect --salvage`
+    Salvage(SalvageTask),
     /// `bench`
     Bench(Option<PathBuf>),
 }
@@ -93,6 +97,15 @@ pub struct DiffTask {
     pub volume: Option<String>,
 }
 
+/// An archive to salvage.
+#[derive(Debug)]
+pub struct SalvageTask {
+    /// The archive's file.
+    pub archive: PathBuf,
+    /// The new archive's file.
+    pub new: PathBuf,
+}
+
 /// Resolves a parsed command line. Every error is one of usage.
 pub fn resolve(cli: Cli, world: &dyn World) -> Result<Job, CommandError> {
     let resources = resources(&cli.verb);
@@ -103,7 +116,7 @@ pub fn resolve(cli: Cli, world: &dyn World) -> Result<Job, CommandError> {
         Verb::List(args) => Task::List(place::local(args.archive.as_os_str(), world)?),
         Verb::Show(args) => Task::Show(show(args, cli.output.json, world)?),
         Verb::Diff(args) => Task::Diff(diff(args, world)?),
-        Verb::Inspect(args) => Task::Inspect(place::local(args.archive.as_os_str(), world)?),
+        Verb::Inspect(args) => inspect(&args, world)?,
         Verb::Bench(args) => Task::Bench(args.path),
     };
     Ok(Job { resources, task })
@@ -118,6 +131,16 @@ fn resources(verb: &Verb) -> Resources {
         Verb::List(_) | Verb::Show(_) | Verb::Diff(_) | Verb::Inspect(_) => (None, None),
     };
     Resources { args, limit_bytes_per_s }
+}
+
+fn inspect(args: &InspectArgs, world: &dyn World) -> Result<Task, CommandError> {
+    let archive = place::local(args.archive.as_os_str(), world)?;
+    Ok(match &args.salvage {
+        None => Task::Inspect(archive),
+        Some(new) => {
+            Task::Salvage(SalvageTask { archive, new: place::local(new.as_os_str(), world)? })
+        }
+    })
 }
 
 fn backup(args: BackupArgs, world: &dyn World) -> Result<BackupRequest, CommandError> {

@@ -13,6 +13,7 @@
 //! to the places its ids lead to, and names what each damage costs.
 
 mod findings;
+pub(crate) mod frames;
 mod note;
 mod plan;
 mod reach;

@@ -157,6 +157,12 @@ impl Record {
         }
     }
 
+    /// The table of a data segment, if footer and table are whole.
+    pub(super) fn table(&self, archive: &Archive) -> Option<Table> {
+        let (footer, _) = self.footer.as_ref()?;
+        self.tail(archive, footer).ok()
+    }
+
     /// The table of a segment with a whole footer.
     fn tail(&self, archive: &Archive, footer: &Footer) -> Result<Table, Finding> {
         let (start, end) = (self.range.start, self.range.end);

@@ -16,11 +16,11 @@ const ALIGN: u64 = FRAME_ALIGN as u64;
 const FRAMES_MAX: usize = 1024;
 
 /// Has the frames in `range` read, whose segment has no usable table. What is neither a frame nor
-/// a damaged table is damaged.
+/// a damaged table is damaged. Returns where it ended: at a table, or at the end of `range`.
 ///
 /// # Errors
 /// Of whoever takes the jobs.
-pub(super) fn salvage(archive: &Archive, range: Range<u64>, send: Send<'_>) -> Result<()> {
+pub(super) fn salvage(archive: &Archive, range: Range<u64>, send: Send<'_>) -> Result<u64> {
     let home = &*archive.home;
     let mut frames = Frames::default();
     let mut at = range.start;
@@ -40,7 +40,7 @@ pub(super) fn salvage(archive: &Archive, range: Range<u64>, send: Send<'_>) -> R
                     send(Job::Found(Finding { range: at..end, ..finding }))?;
                 }
                 if is_table {
-                    return Ok(());
+                    return Ok(end);
                 }
                 end
             }
@@ -50,5 +50,6 @@ pub(super) fn salvage(archive: &Archive, range: Range<u64>, send: Send<'_>) -> R
             send_frames(std::mem::take(&mut frames), send)?;
         }
     }
-    send_frames(frames, send)
+    send_frames(frames, send)?;
+    Ok(range.end)
 }

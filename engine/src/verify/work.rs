@@ -175,7 +175,7 @@ impl<'a> Worker<'a> {
 }
 
 /// Checks a frame as it is stored.
-fn check_stored<'b>(
+pub(super) fn check_stored<'b>(
     of: &Frames,
     plan: &PlannedFrame,
     bytes: &'b [u8],
@@ -193,7 +193,7 @@ fn check_stored<'b>(
 }
 
 /// Decodes a frame and checks each of its items against its id.
-fn check_items(
+pub(super) fn check_items(
     decoder: &mut Decoder,
     raw: &mut [u8],
     frame: &Frame<'_>,

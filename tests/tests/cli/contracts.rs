@@ -154,6 +154,9 @@ const CASES: &[(&str, i32, &str)] = &[
     ("inspect-empty-archive", 1, "inspect empty"),
     ("inspect-newer-version", 1, "inspect newer.voltar"),
     ("inspect-unknown-feature", 1, "inspect feature.voltar"),
+    ("inspect-salvage-no-path", 2, "inspect a.voltar --salvage"),
+    ("inspect-salvage-into-itself", 1, "inspect a.voltar --salvage a.voltar"),
+    ("inspect-salvage-not-an-archive", 1, "inspect notes.txt --salvage new.voltar"),
     // bench
     ("bench-unknown-flag", 2, "bench --frobnicate"),
     ("bench-missing-path", 1, "bench nothing"),

@@ -121,3 +121,27 @@ fn fields_of_list_show_diff_and_inspect() {
     let commits = records.iter().filter(|record| record["kind"] == "commit").count();
     assert_eq!(commits, 2);
 }
+
+#[test]
+fn fields_of_salvage_name_what_is_missing() {
+    let scratch = shelf();
+    let whole = run(&scratch, "inspect a.voltar --salvage whole.voltar");
+    let fields = ["archive", "new_archive", "complete", "frames", "snapshots", "lost_commits"];
+    assert_fields(&whole, &fields);
+    assert_eq!(whole["complete"], true);
+    let id = |name: &str| run(&scratch, &format!("list {name}"))["snapshots"][0]["id"].clone();
+    assert_eq!(id("whole.voltar"), id("a.voltar"));
+
+    // In the first frame of chunks, behind the note.
+    scratch.flip("a.voltar", 20_000, 3);
+    let line = "inspect a.voltar --salvage rest.voltar --json";
+    let rest = Voltar::new(&scratch).args(words(line)).run().expect(3).json();
+    assert_eq!((&rest["complete"], &rest["error"]["code"]), (&false.into(), &3.into()));
+    let made = &rest["snapshots"][0];
+    assert_fields(made, &["id", "original", "committed", "time", "volumes", "missing_files"]);
+    assert_fields(&made["volumes"][0], &["name", "size", "missing"]);
+    assert_fields(&made["volumes"][0]["missing"][0], &["offset", "length"]);
+    assert_eq!(made["original"], id("a.voltar"));
+    assert_eq!(made["id"], id("rest.voltar"));
+    assert_eq!(run(&scratch, "verify rest.voltar")["ok"], true);
+}

@@ -13,4 +13,5 @@ mod opening;
 mod recorder;
 mod rejects;
 mod rig;
+mod salvage;
 mod script;

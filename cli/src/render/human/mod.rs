@@ -9,6 +9,7 @@ mod error;
 mod inspect;
 mod list;
 mod restore;
+mod salvage;
 mod show;
 mod verify;
 

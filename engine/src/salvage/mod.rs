@@ -1,0 +1,192 @@
+//! Salvages archives: copies what can still be read into a new archive, and names what cannot.
+//!
+//! ```text
+//! copy ── every whole frame, session by session ──► new archive
+//!   │ notes and places of sessions without a commit      │ its index says what there is
+//!   ▼                                                    ▼
+//! snapshot ── oldest to newest ── maps ── what is found is kept, the rest is unreadable
+//!                                   └ positions ── where items say they belonged
+//! ```
+//!
+//! The old archive's index is not used and its maps are not trusted to be complete: an item is
+//! there if a frame that holds it was copied. Since the new archive's index does the look-ups, the
+//! memory this takes does not depend on the size of either. The old archive is only read.
+
+mod copy;
+mod maps;
+mod positions;
+mod snapshot;
+mod target;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use voltar_format::limits::BLOCK_LEN;
+use voltar_format::record::RecordHead;
+use voltar_format::{ArchiveId, FormatError, LogOffset, Structure};
+
+use crate::archive::chain::{Link, links};
+use crate::archive::open::{Archive, find_last_commit, length};
+use crate::archive::{Home, read_into};
+use crate::device::open::{create_target_file, open_archive_reader};
+use crate::error::{ErrorKind, Result};
+use crate::observe::Phase;
+use crate::options::Context;
+use crate::report::{ByteRange, SalvageReport, SalvagedSnapshot};
+
+use copy::{Copied, Orphan, Stretch};
+use snapshot::Snapshots;
+use target::Target;
+
+const BLOCK: u64 = BLOCK_LEN as u64;
+
+/// Copies what can be read of `archive` into `new`, a file that does not exist yet. What is
+/// missing is in the report (`complete == false`, exit 3), not an error.
+///
+/// # Errors
+/// Of opening; `Io` if `new` exists or cannot be written; `Interrupted`. `new` is removed then.
+pub fn run(archive: &Path, new: &Path, context: &Context) -> Result<SalvageReport> {
+    context.observer.phase(Phase::Open, None);
+    let archive = open(Arc::new(open_archive_reader(archive)?), context)?;
+    let home = create_target_file(new, 0)?;
+    salvage_archive(&archive, Arc::new(home), context).inspect_err(|_| {
+        // It was created above, and is of no use; the error says more than this one would.
+        let _ = std::fs::remove_file(new);
+    })
+}
+
+/// As [`run`], from an open archive into an empty home.
+///
+/// # Errors
+/// As [`run`].
+pub fn salvage_archive(
+    archive: &Archive,
+    home: Arc<dyn Home>,
+    context: &Context,
+) -> Result<SalvageReport> {
+    let started = Instant::now();
+    let links = links(archive)?;
+    let mut target = Target::new(home, context)?;
+    let end = length(&*archive.home)? / BLOCK * BLOCK;
+    context.observer.phase(Phase::Verify, Some(end));
+    let copied = copy::copy(archive, stretches(&links, end), &mut target)?;
+    context.observer.phase(Phase::Walk, None);
+    let snapshots = make_snapshots(archive, &links, &copied, &mut target)?;
+    let lost_commits = lost_commits(archive, &links);
+    let unnamed = copied.unnamed + snapshots.unnamed;
+    let complete = lost_commits.is_empty() && unnamed == 0 && snapshots.made.iter().all(is_whole);
+    Ok(SalvageReport {
+        archive: archive.label().to_owned(),
+        new_archive: target.label().to_owned(),
+        complete,
+        frames: copied.frames,
+        snapshots: snapshots.made,
+        lost_commits,
+        unnamed,
+        elapsed_s: started.elapsed().as_secs_f64(),
+    })
+}
+
+/// Opens an archive that may have lost whatever says which one it is, but for one record head.
+///
+/// # Errors
+/// As [`Archive::open`], if no record head is whole.
+pub fn open(home: Arc<dyn Home>, context: &Context) -> Result<Archive> {
+    let error = match Archive::open(Arc::clone(&home)) {
+        Ok(archive) => return Ok(archive),
+        Err(error) => error,
+    };
+    if !matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotAnArchive | ErrorKind::Io) {
+        return Err(error);
+    }
+    let id = any_record(&*home, context)?.ok_or(error)?;
+    let lost = FormatError::new(Structure::Header, "F-001", "it is lost");
+    let last = find_last_commit(&*home, id, length(&*home)?)?;
+    Ok(Archive { home, id, header: Err(lost), last, lost: None, unread: None })
+}
+
+/// The archive that the first whole record head in a file belongs to.
+fn any_record(home: &dyn Home, context: &Context) -> Result<Option<ArchiveId>> {
+    let end = length(home)? / BLOCK * BLOCK;
+    let mut head = [0; RecordHead::LEN];
+    for at in (BLOCK..end).step_by(BLOCK_LEN).map(LogOffset) {
+        context.cancel.check()?;
+        // What cannot be read is no head.
+        let read = read_into(home, at, &mut head);
+        if let (Ok(()), Ok((head, _))) = (read, RecordHead::decode_at(&head, at, None)) {
+            return Ok(Some(head.archive_id));
+        }
+    }
+    Ok(None)
+}
+
+/// The log between the commits, and what follows the last.
+fn stretches(links: &[Link], end: u64) -> Vec<Stretch> {
+    let between = links.iter().map(|link| Stretch {
+        range: link.log_start..link.range.start,
+        is_committed: link.lost.is_none(),
+    });
+    let behind = links.last().map_or(BLOCK, |link| link.range.end);
+    // Nothing says whether a session behind the last commit lost its commit or never had one.
+    let tail = Stretch { range: behind..end.max(behind), is_committed: false };
+    between.chain([tail]).collect()
+}
+
+/// What was made of snapshots and of sessions without a commit, in the order of the log.
+#[derive(Default)]
+struct Made {
+    made: Vec<SalvagedSnapshot>,
+    unnamed: u64,
+}
+
+fn make_snapshots(
+    archive: &Archive,
+    links: &[Link],
+    copied: &Copied,
+    target: &mut Target<'_>,
+) -> Result<Made> {
+    enum Event<'a> {
+        Commit(&'a Link),
+        Orphan(&'a Orphan),
+    }
+    let commits = links.iter().map(|link| (link.range.start, Event::Commit(link)));
+    let orphans = copied.orphans.iter().map(|orphan| (orphan.start, Event::Orphan(orphan)));
+    let mut events: Vec<_> = commits.chain(orphans).collect();
+    events.sort_by_key(|(at, _)| *at);
+    let mut snapshots = Snapshots::new(target)?;
+    let mut made = Made::default();
+    for (_, event) in events {
+        match event {
+            Event::Commit(link) if link.lost.is_some() => {}
+            Event::Commit(link) => match archive.snapshot_of(link.read(archive)?) {
+                Ok(Some(snapshot)) => made.made.push(snapshots.committed(target, &snapshot)?),
+                Ok(None) => {}
+                Err(_) => made.unnamed += 1,
+            },
+            Event::Orphan(orphan) => match snapshots.orphan(target, orphan)? {
+                Some(snapshot) => made.made.push(snapshot),
+                None => made.unnamed += 1,
+            },
+        }
+    }
+    Ok(made)
+}
+
+/// A snapshot without a commit never is: its tags, its attached files and what of it could not be
+/// read at the source are lost.
+fn is_whole(snapshot: &SalvagedSnapshot) -> bool {
+    snapshot.committed
+        && snapshot.missing_files.is_empty()
+        && snapshot.volumes.iter().all(|volume| volume.missing.is_empty())
+}
+
+fn lost_commits(archive: &Archive, links: &[Link]) -> Vec<ByteRange> {
+    let chained = links.iter().filter(|link| link.lost.is_some()).map(|link| &link.range);
+    let mut lost: Vec<ByteRange> = chained
+        .map(|range| ByteRange { offset: range.start, length: range.end - range.start })
+        .collect();
+    // Of the last one it is known where it began.
+    lost.extend(archive.lost.map(|at| ByteRange { offset: at.0, length: BLOCK }));
+    lost
+}

@@ -1,0 +1,415 @@
+//! Salvage against plain byte vectors: whatever is destroyed, each byte that is not named missing
+//! is right, and the new archive is whole.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use voltar_engine::archive::index::{Fresh, Index};
+use voltar_engine::archive::open::Archive;
+use voltar_engine::archive::resume::adopt;
+use voltar_engine::archive::session::Session;
+use voltar_engine::archive::spans::spans;
+use voltar_engine::backup::plan::{Target, open_home};
+use voltar_engine::device::Device;
+use voltar_engine::device::memory::MemoryDevice;
+use voltar_engine::inspect;
+use voltar_engine::options::IoEngine;
+use voltar_engine::report::{SalvageReport, SalvagedSnapshot};
+use voltar_engine::salvage;
+use voltar_format::checksum::{crc32c, node_id};
+use voltar_format::frame::{ChunkEntry, Codec, ItemKind, encode_head, head_len, node_index};
+use voltar_format::manifest::{Manifest, Volume};
+use voltar_format::map::{Entry, Node, Shape};
+use voltar_format::record::RecordKind;
+use voltar_format::segment::Table;
+use voltar_format::wire::Reserved;
+use voltar_format::{Id, LogOffset};
+
+use super::rig::{
+    back_up_as, blank, context, disk, disk_like, for_seeds, holding, noise, open, read_volume,
+    request, snapshots, verify, view_of, within,
+};
+
+const CHUNK: usize = 4096;
+
+/// An archive, and what its snapshots held, oldest first.
+struct Case {
+    bytes: Vec<u8>,
+    disks: Vec<Vec<u8>>,
+    /// When they were made.
+    times: Vec<i64>,
+}
+
+impl Case {
+    /// An archive with a snapshot of each of these, and a file attached to the first.
+    fn of(disks: Vec<Vec<u8>>) -> Case {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), noise(77, 5000)).unwrap();
+        let home = blank();
+        for (number, bytes) in disks.iter().enumerate() {
+            let mut request = request();
+            request.tags.insert("number".into(), number.to_string());
+            if number == 0 {
+                request.attach = vec![("file".into(), file.path().into())];
+            }
+            back_up_as(&home, &[disk(bytes)], &request).unwrap();
+        }
+        let all = snapshots(&open(&home).unwrap()).unwrap();
+        let times = all.iter().map(|snapshot| snapshot.manifest.time_ns).collect();
+        Case { bytes: home.bytes(), disks, times }
+    }
+
+    /// Two snapshots of a disk with maps of two levels, few of its chunks changed.
+    fn small() -> Case {
+        let first = noise(1, 700 * CHUNK + 100);
+        let mut second = first.clone();
+        second[300 * CHUNK..310 * CHUNK].copy_from_slice(&noise(2, 10 * CHUNK));
+        second[500 * CHUNK..520 * CHUNK].fill(0);
+        Case::of(vec![first, second])
+    }
+
+    fn archive(&self) -> Archive {
+        open(&holding(&self.bytes)).unwrap()
+    }
+
+    fn zero(&mut self, range: std::ops::Range<u64>) {
+        self.bytes[range.start as usize..range.end as usize].fill(0);
+    }
+
+    /// The records of a kind.
+    fn records(&self, kind: &str) -> Vec<std::ops::Range<u64>> {
+        let log = inspect::log_archive(&self.archive(), &context()).unwrap();
+        let records = log.records.iter().filter(|record| record.kind == kind);
+        records.map(|record| record.offset..record.offset + record.length).collect()
+    }
+
+    /// Frames that hold an item of a kind whose index in the volume is this.
+    fn frames(&self, kind: ItemKind, index: u64) -> Vec<std::ops::Range<u64>> {
+        let archive = self.archive();
+        let (start, end) = (LogOffset(4096), archive.end());
+        let mut found = Vec::new();
+        for span in spans(&*archive.home, archive.id, start, end).unwrap() {
+            let Ok((footer, RecordKind::Data)) = span.footer else { continue };
+            let at = (span.range.start + u64::from(footer.table_offset)) as usize;
+            let table = Table::decode(&self.bytes[at..at + footer.table_len as usize]).unwrap();
+            for (frame, items) in table.iter() {
+                let start = span.range.start + u64::from(frame.offset);
+                let is_it =
+                    |item: &ChunkEntry| item.item_kind() == Some(kind) && item.index == index;
+                if items.iter().any(is_it) {
+                    found.push(start..start + u64::from(frame.stored_len));
+                }
+            }
+        }
+        found
+    }
+
+    /// Salvages, and holds the result against what was backed up.
+    fn salvage(&self) -> SalvageReport {
+        let (report, new) = self.salvaged();
+        self.hold(&report, &new);
+        report
+    }
+
+    /// Salvages into an archive that verifies.
+    fn salvaged(&self) -> (SalvageReport, Archive) {
+        let new = blank();
+        let old: Arc<MemoryDevice> = Arc::new(holding(&self.bytes));
+        let archive = salvage::open(Arc::clone(&old) as _, &context()).unwrap();
+        let report = salvage::salvage_archive(&archive, Arc::new(new.clone()), &context()).unwrap();
+        assert_eq!(old.bytes(), self.bytes, "the old archive was written");
+        let new = open(&new).unwrap();
+        let verdict = verify(&new).unwrap();
+        assert!(verdict.ok, "{:#?}", verdict.damaged);
+        (report, new)
+    }
+
+    /// What the report does not name missing is as it was.
+    fn hold(&self, report: &SalvageReport, new: &Archive) {
+        let all = snapshots(new).unwrap();
+        let ids: Vec<_> = all.iter().map(|snapshot| snapshot.id.to_hex()).collect();
+        let named: Vec<_> = report.snapshots.iter().filter_map(|s| s.id.clone()).collect();
+        assert_eq!(ids, named, "the report names what the archive holds, in its order");
+        for (snapshot, made) in all.iter().zip(report.snapshots.iter().filter(|s| s.id.is_some())) {
+            let volume = &snapshot.manifest.volumes[0];
+            let missing = &made.volumes[0].missing;
+            let mut got = read_volume(new, volume).unwrap();
+            let mut want = self.wanted(made, volume.size);
+            for range in missing {
+                let range = range.offset as usize..(range.offset + range.length) as usize;
+                got[range.clone()].fill(0);
+                want[range].fill(0);
+            }
+            assert!(got == want, "a wrong byte outside of {missing:?}");
+            let is_same = made.committed && missing.is_empty() && made.missing_files.is_empty();
+            assert_eq!(is_same, made.id == made.original);
+            assert_eq!(is_same, !snapshot.manifest.tags.contains_key("salvaged"));
+        }
+    }
+
+    /// What a snapshot was of, told by its time, which its note has, too.
+    fn wanted(&self, made: &SalvagedSnapshot, size: u64) -> Vec<u8> {
+        let number = self.times.iter().position(|time| *time == made.time_ns).unwrap();
+        assert_eq!(self.disks[number].len() as u64, size);
+        self.disks[number].clone()
+    }
+}
+
+/// Bytes missing of each snapshot.
+fn missing(report: &SalvageReport) -> Vec<u64> {
+    let volumes = report.snapshots.iter().map(|snapshot| &snapshot.volumes[0]);
+    volumes.map(|volume| volume.missing.iter().map(|range| range.length).sum()).collect()
+}
+
+#[test]
+fn of_a_whole_archive_everything_is_the_same() {
+    let case = Case::small();
+    let report = case.salvage();
+    assert!(report.complete);
+    assert_eq!(missing(&report), [0, 0]);
+}
+
+#[test]
+fn without_an_index_nothing_is_missing() {
+    let mut case = Case::small();
+    case.records("index").into_iter().for_each(|run| case.zero(run));
+    assert!(case.salvage().complete);
+}
+
+#[test]
+fn without_a_header_nothing_is_missing() {
+    let mut case = Case::small();
+    case.zero(0..4096);
+    assert!(case.salvage().complete);
+}
+
+#[test]
+fn without_header_and_first_record_the_rest_is_there() {
+    let mut case = Case::small();
+    case.zero(0..8192);
+    let report = case.salvage();
+    assert_eq!(report.snapshots.len(), 2);
+}
+
+#[test]
+fn without_its_commit_a_snapshot_comes_back_by_its_root() {
+    let mut case = Case::small();
+    let commits = case.records("commit");
+    case.zero(commits.last().unwrap().clone());
+    let report = case.salvage();
+    assert!(!report.complete);
+    assert_eq!(missing(&report), [0, 0]);
+    let made: Vec<bool> = report.snapshots.iter().map(|snapshot| snapshot.committed).collect();
+    assert_eq!(made, [true, false]);
+}
+
+#[test]
+fn without_any_commit_both_snapshots_come_back() {
+    let mut case = Case::small();
+    case.records("commit").into_iter().for_each(|commit| case.zero(commit));
+    let report = case.salvage();
+    assert!(!report.complete);
+    assert_eq!(missing(&report), [0, 0]);
+    assert!(report.snapshots.iter().all(|snapshot| !snapshot.committed && snapshot.id.is_some()));
+}
+
+#[test]
+fn an_older_commit_that_is_lost_is_named() {
+    let mut case = Case::small();
+    let commits = case.records("commit");
+    case.zero(commits[0].clone());
+    let report = case.salvage();
+    assert_eq!(report.lost_commits.len(), 1);
+    assert_eq!(report.lost_commits[0].offset, commits[0].start);
+    assert_eq!(missing(&report), [0, 0]);
+    assert!(!report.snapshots[0].committed && report.snapshots[1].committed);
+}
+
+#[test]
+fn without_commit_and_root_chunks_go_where_they_say_they_belong() {
+    let mut case = Case::small();
+    // The second snapshot's nodes are in one frame: what it shares is not known to be its.
+    let root = case.frames(ItemKind::Node, 1 << 56).pop().unwrap();
+    let commits = case.records("commit");
+    case.zero(commits.last().unwrap().clone());
+    case.zero(root);
+    let report = case.salvage();
+    let volume = &report.snapshots[1].volumes[0];
+    let ranges: Vec<_> = volume.missing.iter().map(|range| (range.offset, range.length)).collect();
+    let (from, to) = (300 * CHUNK as u64, 310 * CHUNK as u64);
+    assert_eq!(ranges, [(0, from), (to, volume.size - to)]);
+}
+
+#[test]
+fn lost_leaves_cost_what_they_cover() {
+    let leaf = 256 * CHUNK;
+    let mut case = Case::of(vec![noise(3, 9 * leaf + 100)]);
+    // Eight nodes to a frame: the last two leaves and the root are in another one.
+    let frame = case.frames(ItemKind::Node, 0).remove(0);
+    case.zero(frame);
+    let report = case.salvage();
+    let missing = &report.snapshots[0].volumes[0].missing;
+    assert_eq!((missing.len(), missing[0].offset, missing[0].length), (1, 0, 8 * leaf as u64));
+}
+
+#[test]
+fn a_lost_inner_node_costs_what_it_covers() {
+    let (leaf, inner) = (256 * CHUNK as u64, 65_536 * CHUNK as u64);
+    let device = MemoryDevice::new(inner + 5 * leaf);
+    // Seven leaves and the node above them fill a frame.
+    for number in (0..7).chain([256, 258]) {
+        device.write_at(&noise(number, CHUNK), number * leaf).unwrap();
+    }
+    let home = blank();
+    back_up_as(&home, &[view_of("disk", Arc::new(device))], &request()).unwrap();
+    let mut case = Case { bytes: home.bytes(), disks: Vec::new(), times: Vec::new() };
+    let frame = case.frames(ItemKind::Node, 1 << 56).remove(0);
+    case.zero(frame);
+    let (report, _) = case.salvaged();
+    let missing = &report.snapshots[0].volumes[0].missing;
+    assert_eq!((missing.len(), missing[0].offset, missing[0].length), (1, 0, inner));
+}
+
+#[test]
+fn a_lost_frame_costs_its_chunks_in_every_snapshot() {
+    let mut case = Case::small();
+    let frame = case.frames(ItemKind::Chunk, 600).remove(0);
+    case.zero(frame.start + 8192..frame.start + 8193);
+    case.bytes[frame.start as usize + 9000] ^= 1;
+    let report = case.salvage();
+    assert!(!report.complete);
+    for lost in missing(&report) {
+        assert!(lost > 0 && lost <= 256 * CHUNK as u64, "{lost}");
+    }
+}
+
+#[test]
+fn a_second_copy_of_a_chunk_serves() {
+    let mut case = Case::of(vec![noise(5, 40 * CHUNK)]);
+    let frame = case.frames(ItemKind::Chunk, 7).remove(0);
+    let copy = case.bytes[frame.start as usize..frame.end as usize].to_vec();
+    case.bytes[frame.end as usize - 1] ^= 1;
+    // Behind the log, where an interrupted run might have stored it again.
+    let end = case.bytes.len();
+    let head = case.records("data")[0].start as usize;
+    let head = case.bytes[head..head + 128].to_vec();
+    case.bytes.extend(moved(&head, end as u64));
+    case.bytes.extend(copy);
+    let len = case.bytes.len().next_multiple_of(4096) + 4096;
+    case.bytes.resize(len, 0);
+    let report = case.salvage();
+    assert_eq!(missing(&report)[0], 0, "{report:#?}");
+}
+
+/// A record head at another place.
+fn moved(head: &[u8], at: u64) -> Vec<u8> {
+    let mut head = head.to_vec();
+    head[32..40].copy_from_slice(&at.to_le_bytes());
+    let crc = crc32c(&head[..124]);
+    head[124..].copy_from_slice(&crc.to_le_bytes());
+    head
+}
+
+#[test]
+fn a_missing_piece_of_a_file_is_named() {
+    let mut case = Case::small();
+    let piece = case.frames(ItemKind::Attached, 0).remove(0);
+    case.zero(piece);
+    let report = case.salvage();
+    assert_eq!(report.snapshots[0].missing_files, ["file"]);
+    assert!(!report.complete);
+}
+
+#[test]
+fn whatever_is_destroyed_no_byte_is_wrong() {
+    let mut salvaged = 0;
+    for_seeds("salvage", 60, |seed| {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut disks = vec![disk_like(&mut rng, 300 * CHUNK + 17)];
+        for _ in 0..rng.random_range(0..3) {
+            let mut next = disks.last().unwrap().clone();
+            for _ in 0..rng.random_range(0..6) {
+                let from = rng.random_range(0..next.len());
+                let len = rng.random_range(1..40 * CHUNK).min(next.len() - from);
+                next[from..from + len].copy_from_slice(&disk_like(&mut rng, len));
+            }
+            disks.push(next);
+        }
+        let mut case = Case::of(disks);
+        let blocks = case.bytes.len() / 4096;
+        for _ in 0..rng.random_range(0..8) {
+            let at = rng.random_range(0..blocks) as u64 * 4096;
+            case.zero(at..at + 4096);
+        }
+        let archive = salvage::open(Arc::new(holding(&case.bytes)), &context());
+        if archive.is_ok() {
+            salvaged += case.salvage().snapshots.len();
+        }
+    });
+    assert!(salvaged > 0);
+}
+
+#[test]
+fn a_map_that_repeats_what_is_lost_comes_to_an_end() {
+    within(120, "salvage", || {
+        let shape = Shape::new(1 << 60, 1 << 20).unwrap();
+        let home = blank();
+        let Target::Archive(archive) = open_home(Arc::new(home.clone()), false).unwrap() else {
+            panic!("a new archive")
+        };
+        let index = Index::new(Arc::clone(&archive.home), Vec::new());
+        let fresh = Arc::new(Fresh::default());
+        let beginning = adopt(&archive, &index, &fresh, &context()).unwrap();
+        let engine = IoEngine::Blocking;
+        let mut session =
+            Session::in_home(&archive, index, fresh, beginning, engine, 2, false).unwrap();
+        // A tree of 256 times the same child on each level; the leaf is nowhere.
+        let mut id = Id([1; 32]);
+        for level in 1..=shape.root_level() {
+            let node = Node { level, entries: vec![Entry::Data(id); 256] };
+            let bytes = node.encode();
+            id = node_id(&bytes);
+            append_node(&mut session, id, level, &bytes);
+        }
+        let volume = Volume {
+            name: "disk".into(),
+            size: shape.size(),
+            chunk_size: shape.chunk_len(),
+            root: id,
+            source: String::new(),
+            change_source: "none".into(),
+            proof: BTreeMap::new(),
+            degraded: None,
+            unreadable: Vec::new(),
+            new_bytes: 0,
+        };
+        let manifest = Manifest {
+            time_ns: 0,
+            host: String::new(),
+            program: String::new(),
+            parent: None,
+            tags: BTreeMap::new(),
+            volumes: vec![volume],
+            attached: Vec::new(),
+        };
+        session.commit(&manifest.encode().unwrap()).unwrap();
+        let case = Case { bytes: home.bytes(), disks: Vec::new(), times: Vec::new() };
+        assert_eq!(missing(&case.salvaged().0), [1 << 60]);
+    });
+}
+
+fn append_node(session: &mut Session, id: Id, level: u8, bytes: &[u8]) {
+    let entry = ChunkEntry {
+        id,
+        index: node_index(level, 0),
+        raw_len: bytes.len() as u32,
+        volume: 0,
+        kind: ItemKind::Node as u8,
+        reserved: Reserved,
+    };
+    let mut head = vec![0; head_len(1)];
+    encode_head(Codec::Store, &[entry], bytes.len() as u32, crc32c(bytes), &mut head);
+    session.append_frame(&head, bytes).unwrap();
+}
