@@ -13,9 +13,10 @@ use voltar_engine::archive::session::Session;
 use voltar_engine::archive::spans::spans;
 use voltar_engine::backup::plan::{Target, open_home};
 use voltar_engine::device::Device;
+use voltar_engine::device::hostile::{Fault, FaultPlan, HostileDevice};
 use voltar_engine::device::memory::MemoryDevice;
 use voltar_engine::inspect;
-use voltar_engine::options::IoEngine;
+use voltar_engine::options::{BackupRequest, Compression, IoEngine, OnReadError};
 use voltar_engine::report::{SalvageReport, SalvagedSnapshot};
 use voltar_engine::salvage;
 use voltar_format::checksum::{crc32c, node_id};
@@ -319,6 +320,87 @@ fn a_missing_piece_of_a_file_is_named() {
     case.zero(piece);
     let report = case.salvage();
     assert_eq!(report.snapshots[0].missing_files, ["file"]);
+    assert!(!report.complete);
+}
+
+#[test]
+fn what_an_interrupted_backup_left_is_no_snapshot_that_was() {
+    let mut case = Case::small();
+    let data = case.records("data").pop().unwrap();
+    // Cut in the last session's only segment, behind its first frame of chunks.
+    case.bytes.truncate(data.start as usize + 8 * CHUNK);
+    let report = case.salvage();
+    // Its note says that it was; of its data, a frame that is cut, nothing is there.
+    assert!(report.snapshots[0].id.is_some() && report.snapshots[1].id.is_none());
+    case = Case::small();
+    case.bytes.truncate(data.end as usize - CHUNK);
+    let report = case.salvage();
+    let made: Vec<bool> = report.snapshots.iter().map(|snapshot| snapshot.committed).collect();
+    assert_eq!(made, [true, false]);
+    assert!(!report.complete);
+}
+
+#[test]
+fn what_the_source_could_not_give_is_not_missing() {
+    let bytes = noise(9, 300 * CHUNK);
+    let mut known = bytes.clone();
+    let bad = [5 * CHUNK + 512..5 * CHUNK + 1024, 280 * CHUNK..290 * CHUNK];
+    bad.iter().for_each(|range| known[range.clone()].fill(0));
+    let faults = bad
+        .iter()
+        .map(|range| Fault::BadRange { range: range.start as u64..range.end as u64, errno: 5 });
+    let plan = FaultPlan { faults: faults.collect(), ..FaultPlan::default() };
+    let memory = MemoryDevice::from_bytes(&bytes).with_block_len(512);
+    let view = view_of("disk", Arc::new(HostileDevice::new(memory, plan)));
+    let home = blank();
+    let request = BackupRequest { on_read_error: OnReadError::Record, ..request() };
+    back_up_as(&home, &[view], &request).unwrap();
+    let times = vec![snapshots(&open(&home).unwrap()).unwrap()[0].manifest.time_ns];
+    let mut case = Case { bytes: home.bytes(), disks: vec![known], times };
+    assert!(case.salvage().complete);
+
+    // With the commit it is lost what of a chunk could be read.
+    let commits = case.records("commit");
+    case.zero(commits[0].clone());
+    let report = case.salvage();
+    let ranges = report.snapshots[0].volumes[0].missing.iter();
+    let ranges: Vec<_> = ranges.map(|range| (range.offset, range.length)).collect();
+    let chunk = CHUNK as u64;
+    assert_eq!(ranges, [(5 * chunk, chunk), (280 * chunk, 10 * chunk)]);
+}
+
+#[test]
+fn an_archive_inside_an_archive_says_nothing_of_the_outer_one() {
+    let chunk = 64 << 10;
+    let request = BackupRequest {
+        chunk_len: Some(chunk as u32),
+        compression: Compression::Store,
+        ..request()
+    };
+    let stored = |bytes: &[u8]| {
+        let home = blank();
+        back_up_as(&home, &[disk(bytes)], &request).unwrap();
+        home
+    };
+    // Three chunks in each MiB: several of its frames fit into one of the outer archive, whose 16
+    // items let them start where frames may.
+    let mut inner = vec![0; 128 * chunk];
+    for at in (0..128).step_by(16) {
+        inner[at * chunk..(at + 3) * chunk].copy_from_slice(&noise(at as u64, 3 * chunk));
+    }
+    let outer = stored(&inner).bytes();
+    let home = stored(&outer);
+    let times = vec![snapshots(&open(&home).unwrap()).unwrap()[0].manifest.time_ns];
+    let mut case = Case { bytes: home.bytes(), disks: vec![outer], times };
+    let frame = case.frames(ItemKind::Chunk, 0).remove(0);
+    let segment = case.records("data").remove(0);
+    let index = case.records("index").remove(0);
+    // Neither commit nor map nor table: only frames are left, and the first is without its head.
+    case.zero(index.start..case.bytes.len() as u64);
+    let nodes = case.bytes.len().min(segment.end as usize) as u64 - 2 * 4096;
+    case.zero(nodes..segment.end);
+    case.zero(frame.start..frame.start + 64);
+    let report = case.salvage();
     assert!(!report.complete);
 }
 
