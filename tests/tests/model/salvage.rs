@@ -438,7 +438,8 @@ fn a_map_that_repeats_what_is_lost_comes_to_an_end() {
     within(120, "salvage", || {
         let shape = Shape::new(1 << 60, 1 << 20).unwrap();
         let home = blank();
-        let Target::Archive(archive) = open_home(Arc::new(home.clone()), false).unwrap() else {
+        let Target::Archive(archive) = open_home(Arc::new(home.clone()), false, || Ok(())).unwrap()
+        else {
             panic!("a new archive")
         };
         let index = Index::new(Arc::clone(&archive.home), Vec::new());
