@@ -13,6 +13,7 @@ use super::ahead::{Ahead, Bytes};
 use super::job::{Job, Nodes, Target};
 use super::marks::Marks;
 use super::ranges::{Ranges, holds};
+use crate::cancel::Cancel;
 use crate::device::{Extent, ExtentKind};
 use crate::error::{Error, Result};
 use crate::io::buffer::BufferPool;
@@ -194,33 +195,59 @@ impl Comparison<'_> {
             _ => is_zero(bytes),
         }
     }
+}
 
-    /// Whether one of `count` chunks of data, spread over the volume by a fixed hash, is on the
-    /// target already, as in an older copy of the volume.
+/// Chunks of data looked up on a target to see what it holds.
+const SAMPLE_CHUNKS: u64 = 64;
+
+/// What a target holds in the place of some of the volume's chunks of data.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sample {
+    /// Chunks that are there.
+    same: u64,
+    /// Chunks in whose place there is something else; neither these nor zeroes.
+    other: u64,
+}
+
+impl Sample {
+    /// Looks at chunks of data that a fixed hash spreads over the volume.
     ///
     /// # Errors
-    /// Of reading the map.
-    pub fn resembles(&self, count: u64) -> Result<bool> {
+    /// `Interrupted`; of reading the map.
+    pub fn of(job: &Job, target: &dyn Target, cancel: &Cancel) -> Result<Sample> {
         let untold = Ranges::default();
-        let (mut cursor, mut nodes) = (self.job.cursor(), self.job.nodes(&untold)?);
-        let chunks = self.job.shape.chunk_count();
-        let stride = (chunks / count).max(1);
-        let mut bytes = vec![0; self.job.shape.chunk_len() as usize];
-        for number in 0..count.min(chunks) {
-            self.context.cancel.check()?;
+        let (mut cursor, mut nodes) = (job.cursor(), job.nodes(&untold)?);
+        let chunks = job.shape.chunk_count();
+        let stride = (chunks / SAMPLE_CHUNKS).max(1);
+        let mut bytes = vec![0; job.shape.chunk_len() as usize];
+        let mut sample = Sample::default();
+        for number in 0..SAMPLE_CHUNKS.min(chunks) {
+            cancel.check()?;
             let jitter = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;
             cursor.seek(number * stride + jitter % stride);
             let Some((chunk, id)) = next_data(&mut cursor, &mut nodes)? else {
                 break;
             };
-            let place = self.job.bytes_of(&(chunk..chunk + 1));
+            let place = job.bytes_of(&(chunk..chunk + 1));
             let bytes = &mut bytes[..(place.end - place.start) as usize];
-            let count = self.target.read_at(bytes, place.start).unwrap_or(0);
-            if count == bytes.len() && chunk_id(bytes) == id {
-                return Ok(true);
-            }
+            // What cannot be read is not the volume's, and what a shorter target lacks is zero.
+            let count = target.read_at(bytes, place.start).unwrap_or(0);
+            bytes[count..].fill(0);
+            sample.same += u64::from(chunk_id(bytes) == id);
+            sample.other += u64::from(chunk_id(bytes) != id && !is_zero(bytes));
         }
-        Ok(false)
+        Ok(sample)
+    }
+
+    /// Whether it may be an older copy of the volume.
+    pub fn resembles(&self) -> bool {
+        self.same > 0
+    }
+
+    /// Whether it may be a blank target on which a restore of the volume stopped: what was on its
+    /// way then may be there in part, but it is not most of what is there.
+    pub fn is_unfinished(&self) -> bool {
+        self.other <= self.same
     }
 }
 

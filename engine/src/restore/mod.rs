@@ -27,7 +27,7 @@ mod write;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::archive::open::Archive;
+use crate::archive::open::{Archive, length};
 use crate::archive::snapshots::Snapshot;
 use crate::device::memory::MemoryDevice;
 use crate::device::open::open_archive_reader;
@@ -61,8 +61,8 @@ pub fn run(request: &RestoreRequest, context: &Context) -> Result<RestoreReport>
     let archive = Archive::open(Arc::new(open_archive_reader(&request.archive)?))?;
     let snapshot = archive.select(&request.snapshot)?;
     let assignments = plan::assign(request, &archive, &snapshot)?;
-    let mut warnings = Vec::new();
-    let cleared = clear_all(&assignments, &snapshot, request, &mut warnings)?;
+    let mut warnings = Vec::from_iter(behind_the_last_commit(&archive)?);
+    let cleared = clear_all(&assignments, &snapshot, request, context, &mut warnings)?;
     let volumes = match request.dry_run {
         true => rehearse_all(&assignments, context, engine)?,
         false => {
@@ -79,10 +79,22 @@ pub fn run(request: &RestoreRequest, context: &Context) -> Result<RestoreReport>
     })
 }
 
+/// What the user should know about bytes that no commit covers.
+fn behind_the_last_commit(archive: &Archive) -> Result<Option<String>> {
+    let count = length(&*archive.home)?.saturating_sub(archive.end().0);
+    Ok((count > 0).then(|| {
+        format!(
+            "{count} bytes behind the archive's last snapshot belong to a backup that was \
+             interrupted, or to a snapshot that is lost"
+        )
+    }))
+}
+
 fn clear_all(
     assignments: &[Assignment],
     snapshot: &Snapshot,
     request: &RestoreRequest,
+    context: &Context,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<Cleared>> {
     let id = snapshot.id.to_hex();
@@ -90,7 +102,7 @@ fn clear_all(
     let mut others = Vec::new();
     for assignment in assignments {
         let (path, job) = (&assignment.path, &assignment.job);
-        let one = target::clear(path, job, &id, &others, request)?;
+        let one = target::clear(path, job, &id, &others, request, &context.cancel)?;
         warnings.extend(target::remark(&one, job));
         cleared.push(one);
         others.push(path.clone());
@@ -136,7 +148,8 @@ fn ready_all(
     Ok(all)
 }
 
-/// Writes one target after the other; if one fails, those not begun are left as they were.
+/// Writes one target after the other; if one fails, those not begun are left as they were. Those
+/// that are complete keep their notes until all are, for the same command to go on with.
 fn write_all(
     assignments: &[Assignment],
     ready: Vec<Ready>,
@@ -145,18 +158,22 @@ fn write_all(
     engine: IoEngine,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<VolumeRestore>> {
-    let mut reports = Vec::new();
+    let (mut reports, mut complete) = (Vec::new(), Vec::new());
     let mut waiting = ready.into_iter();
     for assignment in assignments {
         let Some(ready) = waiting.next() else { break };
         match write_one(assignment, ready, request, context, engine, warnings) {
-            Ok(report) => reports.push(report),
+            Ok((report, ready)) => {
+                reports.push(report);
+                complete.push(ready);
+            }
             Err(error) => {
                 waiting.for_each(|ready| ready.leave(false));
                 return Err(error);
             }
         }
     }
+    complete.into_iter().for_each(Ready::done);
     Ok(reports)
 }
 
@@ -167,13 +184,12 @@ fn write_one(
     context: &Context,
     engine: IoEngine,
     warnings: &mut Vec<String>,
-) -> Result<VolumeRestore> {
+) -> Result<(VolumeRestore, Ready)> {
     let restore = Restore::new(&assignment.job, &ready.device, ready.how, context, engine);
     match write_steps(&restore, &ready, request, warnings) {
         Ok(()) => {
             let report = restore.report();
-            ready.done();
-            Ok(report)
+            Ok((report, ready))
         }
         Err(error) => {
             let touched = restore.tally().is_touched();
@@ -198,7 +214,7 @@ fn write_steps(
         }
     }
     restore.write()?;
-    ready.finish(size)?;
+    ready.finish(size, restore.tally())?;
     match request.read_back {
         true => restore.prove(),
         false => Ok(()),

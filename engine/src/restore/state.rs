@@ -1,9 +1,8 @@
 //! Notes that make a restore resumable: which snapshot is being written to which target.
 //!
 //! A note is stored before the target's first byte changes and removed when the restore is
-//! complete. It proves that the data on a target is this restore's own unfinished work, so that
-//! the same command may go on without `--overwrite`; what is there is still compared, never
-//! trusted. The note names the target by identity, not by path: another disk at the same path
+//! complete. With a look at what is there now, it allows the same command to go on with a target
+//! that was blank before; what is there is still compared, never trusted. The note names the target by identity, not by path: another disk at the same path
 //! has no note.
 
 use std::fs::{self, File};
@@ -49,13 +48,14 @@ struct NotedTarget {
     diskseq: Option<u64>,
     /// For a block device, which boot its numbers belong to.
     boot: Option<String>,
-    size: u64,
+    /// Of a block device, in bytes. A file's changes in the course of a restore.
+    size: Option<u64>,
     /// Tells an inode number's new tenant: when it was created, in nanoseconds.
     created_ns: Option<u64>,
 }
 
 impl NotedTarget {
-    fn new(identity: &FileIdentity, file: &File, size: u64) -> NotedTarget {
+    fn new(identity: &FileIdentity, file: &File) -> NotedTarget {
         let is_block = identity.is_block;
         let created = (!is_block).then(|| file.metadata().and_then(|data| data.created()));
         NotedTarget {
@@ -65,7 +65,7 @@ impl NotedTarget {
             rdev: identity.rdev,
             diskseq: identity.diskseq,
             boot: is_block.then(|| fs::read_to_string(BOOT_ID).unwrap_or_default()),
-            size,
+            size: is_block.then_some(identity.size),
             created_ns: created.and_then(Result::ok).and_then(|time| {
                 u64::try_from(time.duration_since(UNIX_EPOCH).ok()?.as_nanos()).ok()
             }),
@@ -81,12 +81,11 @@ impl NotedTarget {
 }
 
 impl Note {
-    /// That `job` of the snapshot is about to be written to the target open as `file`, which is
-    /// `size` bytes long.
-    pub fn new(job: &Job, snapshot: &str, identity: &FileIdentity, file: &File, size: u64) -> Note {
+    /// That `job` of the snapshot is about to be written to the target open as `file`.
+    pub fn new(job: &Job, snapshot: &str, identity: &FileIdentity, file: &File) -> Note {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         Note {
-            target: NotedTarget::new(identity, file, size),
+            target: NotedTarget::new(identity, file),
             archive: job.archive.id.to_hex(),
             snapshot: snapshot.to_owned(),
             volume: job.volume.name.clone(),
@@ -141,10 +140,10 @@ fn load(path: &Path) -> io::Result<Note> {
 mod tests {
     use super::*;
 
-    fn note(file: &File, size: u64) -> Note {
+    fn note(file: &File) -> Note {
         let identity = FileIdentity::of(file).unwrap();
         Note {
-            target: NotedTarget::new(&identity, file, size),
+            target: NotedTarget::new(&identity, file),
             archive: "a".into(),
             snapshot: "s".into(),
             volume: "v".into(),
@@ -157,13 +156,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let notes = folder.path().join("a/b");
         let (one, other) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-        let stored = note(&one, 10);
+        let stored = note(&one);
         assert!(!stored.is_stored_in(&notes));
         stored.store(&notes).unwrap();
-        assert!(Note { started: 99, ..note(&one, 10) }.is_stored_in(&notes));
+        assert!(Note { started: 99, ..note(&one) }.is_stored_in(&notes));
         for another in [
-            note(&one, 11),
-            note(&other, 10),
+            note(&other),
             Note { snapshot: "t".into(), ..stored.clone() },
             Note { archive: "b".into(), ..stored.clone() },
             Note { volume: "w".into(), ..stored.clone() },
@@ -178,7 +176,7 @@ mod tests {
     fn a_spoiled_note_allows_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let file = tempfile::tempfile().unwrap();
-        let stored = note(&file, 10);
+        let stored = note(&file);
         for text in [&b"{}"[..], b"", b"\xff", &[b'['; 70_000]] {
             fs::write(stored.path(folder.path()), text).unwrap();
             assert!(!stored.is_stored_in(folder.path()));

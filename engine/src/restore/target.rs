@@ -1,11 +1,15 @@
 //! Targets by path: guarded or created, made ready, finished, or left as they were.
 
+use std::fs::FileType;
 use std::ops::Range;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use super::job::Job;
+use super::compare::Sample;
+use super::job::{Job, Tally};
 use super::state::Note;
 use super::volume::How;
+use crate::cancel::Cancel;
 use crate::device::file::{FileDevice, FileIdentity};
 use crate::device::guard::{GuardRequest, guard};
 use crate::device::open::create_target_file;
@@ -62,6 +66,7 @@ pub fn clear(
     snapshot: &str,
     others: &[PathBuf],
     request: &RestoreRequest,
+    cancel: &Cancel,
 ) -> Result<Cleared> {
     if !path.try_exists().unwrap_or(true) {
         return Ok(Cleared::Absent(path.to_path_buf()));
@@ -88,22 +93,30 @@ pub fn clear(
             .on(device.label())
             .hint("see what is being attached, and try again; nothing was written"));
     }
+    if holds_data && !request.overwrite && !Sample::of(job, &device, cancel)?.is_unfinished() {
+        let message = "refusing to write to the target, it holds other data than the restore that \
+                       stopped here left";
+        return Err(Error::new(ErrorKind::TargetRefused, message)
+            .on(device.label())
+            .hint("see what was put there since; --overwrite replaces it"));
+    }
     Ok(Cleared::Present { device, holds_data, resumes })
 }
 
 fn is_noted(path: &Path, job: &Job, snapshot: &str, notes: &Path) -> bool {
+    // Opening anything else may wait, or do something; the guard refuses it unopened.
+    let is_target = |kind: FileType| kind.is_file() || kind.is_block_device();
+    if !path.metadata().is_ok_and(|data| is_target(data.file_type())) {
+        return false;
+    }
     std::fs::File::open(path).is_ok_and(|file| {
-        FileIdentity::of(&file).is_ok_and(|identity| {
-            let size = identity.size.max(job.shape.size());
-            Note::new(job, snapshot, &identity, &file, size).is_stored_in(notes)
-        })
+        FileIdentity::of(&file)
+            .is_ok_and(|identity| Note::new(job, snapshot, &identity, &file).is_stored_in(notes))
     })
 }
 
-/// The note about a target, whose length will be the volume's if it is shorter.
 fn note_of(device: &FileDevice, job: &Job, snapshot: &str) -> Note {
-    let size = device.identity().size.max(job.shape.size());
-    Note::new(job, snapshot, device.identity(), device.file(), size)
+    Note::new(job, snapshot, device.identity(), device.file())
 }
 
 /// What the user should know about a target before it is written.
@@ -201,13 +214,14 @@ impl Ready {
     ///
     /// # Errors
     /// Of resizing and syncing.
-    pub fn finish(&self, size: u64) -> Result<()> {
+    pub fn finish(&self, size: u64, tally: &Tally) -> Result<()> {
         let failed = |error| Error::io("cannot finish the target", self.device.label(), error);
         let file = self.device.file();
         if self.device.identity().is_block {
             // Best effort: the data is durable already.
             let _ = ioctl::flush_block_cache(file);
         } else if self.device.len().map_err(failed)? > size {
+            tally.touch();
             self.device.set_len(size).map_err(failed)?;
             self.device.sync().map_err(failed)?;
         }

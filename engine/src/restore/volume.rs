@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-use super::compare::Comparison;
+use super::compare::{Comparison, Sample};
 use super::job::{Job, Tally, Target};
 use super::lookup::Lookup;
 use super::marks::Marks;
@@ -18,9 +18,6 @@ use crate::observe::Phase;
 use crate::options::{Context, Delta, IoEngine};
 use crate::pipeline::{self, Plan};
 use crate::report::VolumeRestore;
-
-/// Chunks of data looked up on the target to see whether it holds an older copy.
-const SAMPLE_CHUNKS: u64 = 64;
 
 /// Ranges named in an error; more are counted.
 const NAMED_MAX: usize = 8;
@@ -172,7 +169,7 @@ impl<'a> Restore<'a> {
             _ if self.how.resumes => true,
             Delta::On => true,
             Delta::Off => false,
-            Delta::Auto => comparison.resembles(SAMPLE_CHUNKS)?,
+            Delta::Auto => Sample::of(self.job, self.target, &self.context.cancel)?.resembles(),
         };
         if !is_wanted {
             return Ok(None);

@@ -309,3 +309,19 @@ fn a_spliced_archive_is_damaged() {
     voltar(&scratch, "restore spliced.voltar@latest out").ok();
     assert_same(&scratch.read("out"), &scratch.read("disk"), "what is not spliced");
 }
+
+#[test]
+fn a_pipe_is_no_target_and_nobody_waits_for_its_other_end() {
+    let scratch = Scratch::new();
+    scratch.write("disk", &Rng::new(1).bytes(100_000));
+    voltar(&scratch, "backup disk a.voltar").ok();
+    let made = std::process::Command::new("mkfifo").arg(scratch.path("pipe")).status().unwrap();
+    assert!(made.success());
+    let mut running = voltar(&scratch, "restore a.voltar pipe --overwrite").start();
+    let started = Instant::now();
+    while !running.is_over() {
+        assert!(started.elapsed() < Duration::from_secs(20), "it waits for the other end");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    running.wait().expect(5);
+}

@@ -48,7 +48,8 @@ fn an_interrupted_backup_leaves_the_archive_and_keeps_the_work() {
         let list = voltar(&scratch, "list a.voltar").json();
         assert_eq!(list["snapshots"].as_array().unwrap().len(), 1);
         voltar(&scratch, "verify a.voltar").ok();
-        voltar(&scratch, "restore a.voltar before").ok();
+        let warned = voltar(&scratch, "restore a.voltar before").ok();
+        assert!(warned.stderr.contains("behind the archive's last snapshot"), "{}", warned.stderr);
         assert_same(&scratch.read("before"), &old, "the snapshot before");
 
         let made = voltar(&scratch, "backup disk a.voltar").json();
@@ -181,4 +182,55 @@ fn sealed_bytes(scratch: &Scratch) -> u64 {
     let inspect = voltar(scratch, "inspect w/a.voltar").json();
     let tail = number(&inspect, "uncommitted_bytes");
     tail.saturating_sub(IN_FLIGHT) / (33 << 20) * (30 << 20)
+}
+
+#[test]
+fn an_interrupted_restore_of_several_volumes_goes_on() {
+    let scratch = Scratch::new();
+    scratch.write("root", &Rng::new(2).bytes(3 << 20));
+    scratch.write("data", &Rng::new(3).bytes(6 << 20));
+    voltar(&scratch, "backup root data a.voltar").ok();
+    let restore = || voltar(&scratch, "restore a.voltar root=t1 data=t2");
+    let mut running = restore().args(["--limit", "2M"]).start();
+    assert!(running.until(|| blocks(&scratch.path("t2")) >= 1 << 20));
+    running.signal(Signal::SIGINT);
+    running.wait().expect(130);
+    // The first is complete, the second is not; both are this command's.
+    restore().ok();
+    assert_same(&scratch.read("t1"), &scratch.read("root"), "root");
+    assert_same(&scratch.read("t2"), &scratch.read("data"), "data");
+    // Once all is done, nothing may be written over any more.
+    restore().run().expect(5);
+}
+
+#[test]
+fn a_note_about_unfinished_work_allows_nothing_to_other_data() {
+    let scratch = Scratch::new();
+    scratch.write("disk", &Rng::new(2).bytes(8 << 20));
+    voltar(&scratch, "backup disk a.voltar").ok();
+    // Longer than the volume: it is cut at the end, and known again all the same.
+    std::fs::File::create(scratch.path("out")).unwrap().set_len(12 << 20).unwrap();
+    let mut running = voltar(&scratch, "restore a.voltar out --limit 2M").start();
+    assert!(running.until(|| blocks(&scratch.path("out")) >= 2 << 20));
+    running.signal(Signal::SIGINT);
+    running.wait().expect(130);
+    let begun = scratch.read("out");
+    // The same file, other bytes.
+    let other = Rng::new(9).bytes(8 << 20);
+    let fill = |bytes: &[u8]| {
+        let mut file = std::fs::File::options().write(true).open(scratch.path("out")).unwrap();
+        std::io::Write::write_all(&mut file, bytes).unwrap();
+    };
+    fill(&other);
+    let refused = voltar(&scratch, "restore a.voltar out").run().expect(5);
+    assert!(refused.stderr.contains("other data"), "{}", refused.stderr);
+    assert_same(&scratch.read("out")[..8 << 20], &other, "what was put there since");
+    fill(&begun);
+    voltar(&scratch, "restore a.voltar out").ok();
+    assert_same(&scratch.read("out"), &scratch.read("disk"), "after the interruption");
+}
+
+/// Bytes that a file has on its medium.
+fn blocks(path: &std::path::Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |data| std::os::unix::fs::MetadataExt::blocks(&data) * 512)
 }
