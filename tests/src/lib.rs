@@ -5,6 +5,7 @@
 pub mod command;
 pub mod data;
 pub mod device;
+pub mod sectors;
 pub mod skip;
 pub mod source;
 
