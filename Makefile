@@ -1,8 +1,11 @@
 # `make` or `make help` lists what can be done here.
 
 CARGO ?= cargo
-# Seconds per fuzz target, and how many cases a soak run draws.
+# Seconds per fuzz target.
 FUZZ_SECONDS ?= 600
+# A soak run: seconds of random histories, rounds of signals, cases per property.
+SOAK_SECONDS ?= 3600
+SOAK_KILLS ?= 300
 SOAK_CASES ?= 5000
 BENCH_ARGS ?=
 
@@ -32,8 +35,8 @@ bench-memory: build ## peak memory on a 16 TiB sparse volume
 fuzz: ## every fuzz target for FUZZ_SECONDS (default 600)
 	@fuzz/smoke.sh --seconds $(FUZZ_SECONDS)
 
-soak: ## all tests, the slow ones too, with SOAK_CASES cases per property
-	PROPTEST_CASES=$(SOAK_CASES) $(CARGO) test --release --workspace -- --include-ignored
+soak: ## random histories for SOAK_SECONDS, SOAK_KILLS signals, SOAK_CASES cases per property
+	@SOAK_SECONDS=$(SOAK_SECONDS) SOAK_KILLS=$(SOAK_KILLS) SOAK_CASES=$(SOAK_CASES) tests/soak.sh
 
 lint: ## formatting, clippy, and cargo-deny if it is installed
 	$(CARGO) fmt --all --check

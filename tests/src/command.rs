@@ -72,7 +72,12 @@ impl Voltar {
     pub fn through(scratch: &Scratch, wrapper: &[&OsStr]) -> Voltar {
         let mut words = wrapper.to_vec();
         words.push(program().as_os_str());
-        let mut command = Command::new(words[0]);
+        Voltar::instead(scratch, &words)
+    }
+
+    /// Another program line, in the same surroundings; for a copy of ours.
+    pub fn instead(scratch: &Scratch, words: &[impl AsRef<OsStr>]) -> Voltar {
+        let mut command = Command::new(&words[0]);
         command
             .args(&words[1..])
             .current_dir(scratch.dir())

@@ -52,6 +52,13 @@ impl Loop {
         outcome.map(|device| Loop(device.into()))
     }
 
+    /// Detaches it now. The kernel keeps it as long as somebody has it open.
+    pub fn detach(self) -> Result<(), String> {
+        let mut device = std::mem::ManuallyDrop::new(self);
+        let device = std::mem::take(&mut device.0);
+        system("losetup", &["-d", device.to_str().unwrap()]).map(drop)
+    }
+
     /// `/dev/loopN`.
     pub fn path(&self) -> &Path {
         &self.0
@@ -87,8 +94,14 @@ impl Mount {
 
     /// What is on `device`, at `at`, which is made.
     pub fn device(device: &str, at: &Path) -> Result<Mount, String> {
+        Mount::with(device, at, "rw")
+    }
+
+    /// As [`device`](Mount::device), with these options (as `mount -o` takes them).
+    pub fn with(device: &str, at: &Path, options: &str) -> Result<Mount, String> {
         std::fs::create_dir_all(at).map_err(|error| error.to_string())?;
-        system("mount", &[device, at.to_str().ok_or("a path that is no UTF-8")?])?;
+        let at_arg = at.to_str().ok_or("a path that is no UTF-8")?;
+        system("mount", &["-o", options, device, at_arg])?;
         Ok(Mount(at.into()))
     }
 

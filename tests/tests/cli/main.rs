@@ -4,14 +4,18 @@
 
 mod architecture;
 mod bad_input;
+mod clock;
 mod contracts;
 mod devices;
+mod faults;
 mod flow;
 mod interfaces;
 mod json;
+mod kills;
 mod no_ring;
 mod readme;
 mod signals;
+mod together;
 
 use std::collections::BTreeSet;
 use std::path::Path;

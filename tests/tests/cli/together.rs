@@ -1,0 +1,97 @@
+//! Several programs at one archive: writers take turns, readers always see a whole snapshot.
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use voltar_tests::command::words;
+use voltar_tests::sectors::{Found, SECTOR_LEN, compare, stamped};
+use voltar_tests::{Scratch, Voltar};
+
+const LEN: usize = 4 << 20;
+/// At this rate a backup takes 2 seconds: longer than a second writer waits for the kernel to
+/// release the lock of one that was killed.
+const SLOWLY: &str = "--limit 2M";
+
+fn voltar(scratch: &Scratch, line: &str) -> Voltar {
+    Voltar::new(scratch).args(words(line))
+}
+
+#[test]
+fn two_writers_take_turns() {
+    let scratch = Scratch::new();
+    scratch.write("first", &stamped(1, 0, 1, LEN));
+    scratch.write("second", &stamped(2, 0, 1, LEN));
+    voltar(&scratch, "backup first a.voltar").ok();
+    let (mut done, mut busy) = (1, 0);
+    for round in 0..3 {
+        // Both have something to store.
+        scratch.write("first", &stamped(1, 0, round + 2, LEN));
+        scratch.write("second", &stamped(2, 0, round + 2, LEN));
+        let runs = ["first", "second"]
+            .map(|name| voltar(&scratch, &format!("backup {name} a.voltar {SLOWLY}")).start());
+        for ran in runs.map(|running| running.wait()) {
+            match ran.code() {
+                Some(0) => done += 1,
+                Some(7) => busy += 1,
+                code => panic!("{code:?} {}", ran.stderr),
+            }
+        }
+        let list = voltar(&scratch, "list a.voltar").json();
+        assert_eq!(list["snapshots"].as_array().unwrap().len(), done);
+    }
+    assert!(busy > 0, "they never met");
+    assert!(done >= 4, "a round in which nobody wrote: {done}");
+    let verify = voltar(&scratch, "verify a.voltar").json();
+    assert_eq!(verify["snapshots"], done);
+}
+
+/// Tells a loop to end, even if the test fails.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn readers_see_whole_snapshots_while_a_writer_appends() {
+    const BACKUPS: u64 = 12;
+    let scratch = Scratch::new();
+    scratch.write("disk", &stamped(1, 0, 1, LEN));
+    voltar(&scratch, "backup disk a.voltar").ok();
+    let (over, newest, read) = (AtomicBool::new(false), AtomicU64::new(1), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let reader = |name: &'static str| {
+            let (scratch, over, newest, read) = (&scratch, &over, &newest, &read);
+            move || {
+                while !over.load(Ordering::Relaxed) {
+                    let least = newest.load(Ordering::Relaxed);
+                    voltar(scratch, "list a.voltar").ok();
+                    voltar(scratch, "verify a.voltar").ok();
+                    voltar(scratch, &format!("restore a.voltar {name}")).ok();
+                    let got = scratch.read(name);
+                    let Found::Whole(stamp) = Found::of(&got[..SECTOR_LEN]) else {
+                        panic!("the first sector holds {}", Found::of(&got[..SECTOR_LEN]));
+                    };
+                    assert!(stamp.generation >= least, "{stamp} is older than {least}");
+                    compare(&got, &stamped(1, 0, stamp.generation, LEN)).unwrap();
+                    fs::remove_file(scratch.path(name)).unwrap();
+                    read.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        };
+        scope.spawn(reader("one"));
+        scope.spawn(reader("two"));
+        let _ends = Ends(&over);
+        for generation in 2..2 + BACKUPS {
+            scratch.write("disk", &stamped(1, 0, generation, LEN));
+            voltar(&scratch, "backup disk a.voltar --limit 20M").ok();
+            newest.store(generation, Ordering::Relaxed);
+        }
+    });
+    let read = read.into_inner();
+    assert!(read >= 2, "the readers came to nothing");
+    let verify = voltar(&scratch, "verify a.voltar").json();
+    assert_eq!(verify["snapshots"], BACKUPS + 1);
+}
