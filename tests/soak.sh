@@ -24,7 +24,7 @@ VOLTAR_KILLS=$SOAK_KILLS tests -p voltar-tests --test cli kills:: -- --nocapture
 PROPTEST_CASES=$SOAK_CASES tests --workspace -- --include-ignored --skip script:: --skip kills::
 
 printf '\n'
-grep -E 'VOLTAR_SEED=|^SKIP: |^test .* FAILED$' "$log" | grep -v 'replays it' || true
+grep -E 'VOLTAR_SEED=|^SKIP: |^test .* FAILED$' "$log" || true
 # Lines such as `figure: 12 histories`, added up by what follows the number.
 grep -o 'figure: .*' "$log" | awk '
     { count = $2; sub(/^figure: [0-9]+ /, ""); if (!($0 in sum)) order[++n] = $0; sum[$0] += count }
