@@ -51,3 +51,23 @@ fn the_commands_of_the_readme_work_when_pasted() {
         );
     }
 }
+
+#[test]
+fn the_tests_that_reliability_md_names_exist() {
+    let document = std::fs::read_to_string(root().join("RELIABILITY.md")).unwrap();
+    let folders =
+        [("engine", "engine/tests"), ("model", "tests/tests/model"), ("cli", "tests/tests/cli")];
+    let mut found = 0;
+    for name in document.split('`') {
+        let parts: Vec<&str> = name.split("::").collect();
+        let [folder, file, test] = parts[..] else { continue };
+        let Some((_, folder)) = folders.iter().find(|(short, _)| *short == folder) else {
+            panic!("{name} is in no folder of tests");
+        };
+        let path = root().join(folder).join(file).with_extension("rs");
+        let code = std::fs::read_to_string(&path).unwrap_or_else(|_| panic!("{name}: {path:?}"));
+        assert!(code.contains(&format!("fn {test}(")), "{name} is no test");
+        found += 1;
+    }
+    assert!(found >= 30, "only {found} names");
+}
