@@ -23,7 +23,7 @@ use voltar_engine::source::memory::MemoryChanges;
 use voltar_engine::source::{ChangeSource, View};
 use voltar_engine::verify::verify_archive;
 use voltar_format::Id;
-use voltar_format::checksum::chunk_id;
+use voltar_format::checksum::{chunk_id, crc32c};
 
 const CHUNK: usize = 4096;
 
@@ -254,6 +254,35 @@ fn a_damaged_place_is_no_loss_while_there_is_another() {
     let verdict = verify(&home);
     assert_eq!((verdict.ok, verdict.damaged.len()), (false, 1));
     assert!(verdict.damaged[0].affects.is_empty(), "{:#?}", verdict.damaged);
+}
+
+/// Whoever can write the file can make an index with right checksums.
+#[test]
+fn an_index_that_lies_about_slots_makes_no_wrong_byte() {
+    let bytes = content(2, 1);
+    let home = archive_of(std::slice::from_ref(&bytes));
+    back_up(&home, &bytes, &BackupRequest { dedup: Dedup::Off, ..request() });
+    let (first, mut lies) = (chunk_id(&bytes[..CHUNK]), 0);
+    for at in pages(&home) {
+        let mut page = vec![0; 4096];
+        home.read_at(&mut page, at).unwrap();
+        let count = usize::from(u16::from_le_bytes([page[12], page[13]]));
+        for entry in page[16..].chunks_exact_mut(48).take(count) {
+            if entry[..32] == first.0 {
+                entry[44] ^= 1;
+                lies += 1;
+            }
+        }
+        page[4..8].fill(0);
+        let crc = crc32c(&page);
+        page[4..8].copy_from_slice(&crc.to_le_bytes());
+        home.write_at(&page, at).unwrap();
+    }
+    assert_eq!(lies, 1);
+    match try_restore(&home, 0) {
+        Ok(restored) => assert!(restored == bytes),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::Damaged),
+    }
 }
 
 /// The root of the newest snapshot's map.

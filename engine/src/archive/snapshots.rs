@@ -70,6 +70,11 @@ impl Archive {
     /// The snapshot so many before the newest. A commit that is lost cannot be counted past: nobody
     /// knows which snapshot would be meant.
     fn counted_back(&self, back: u64) -> Result<Option<Snapshot>> {
+        if let (Some(_), Some((_, lost))) = (self.lost, self.lost_commit()) {
+            return Err(format_error(self.label(), lost).hint(
+                "the newest snapshot is lost; `voltar list` shows the others: name one by its id",
+            ));
+        }
         for (number, snapshot) in (0..).zip(self.snapshots()) {
             let snapshot = snapshot?;
             if number == back {

@@ -244,10 +244,10 @@ impl Sample {
         self.same > 0
     }
 
-    /// Whether it may be a blank target on which a restore of the volume stopped: what was on its
-    /// way then may be there in part, but it is not most of what is there.
+    /// Whether it may be a blank target on which a restore of the volume stopped. A loss of power
+    /// may leave parts of chunks, which look like other data: better refused than written over.
     pub fn is_unfinished(&self) -> bool {
-        self.other <= self.same
+        self.other == 0
     }
 }
 

@@ -162,7 +162,8 @@ fn write_all(
     let mut waiting = ready.into_iter();
     for assignment in assignments {
         let Some(ready) = waiting.next() else { break };
-        match write_one(assignment, ready, request, context, engine, warnings) {
+        let is_first = complete.is_empty();
+        match write_one(assignment, ready, is_first, request, context, engine, warnings) {
             Ok((report, ready)) => {
                 reports.push(report);
                 complete.push(ready);
@@ -180,6 +181,7 @@ fn write_all(
 fn write_one(
     assignment: &Assignment,
     ready: Ready,
+    is_first: bool,
     request: &RestoreRequest,
     context: &Context,
     engine: IoEngine,
@@ -193,9 +195,9 @@ fn write_one(
         }
         Err(error) => {
             let touched = restore.tally().is_touched();
-            let error = restore.explain(error);
             ready.leave(touched);
-            Err(error)
+            // What is said of the request includes the targets before this one.
+            Err(explain(error, touched || !is_first))
         }
     }
 }

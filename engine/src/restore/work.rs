@@ -205,10 +205,12 @@ impl Contents {
     }
 
     /// The bytes of the decoded payload `raw` that nobody needs if the item is not proven: those
-    /// of its slot, and where they start.
+    /// of its slot, and where they start. An index may lie about slots: that of another id is the
+    /// other's.
     fn room<'r>(&self, item: &Item, raw: &'r mut [u8]) -> (usize, &'r mut [u8]) {
         let slot = usize::from(item.slot);
-        let range = self.starts.get(slot).zip(self.entries.get(slot));
+        let entry = self.entries.get(slot).filter(|entry| entry.id == item.id);
+        let range = self.starts.get(slot).zip(entry);
         let range = range.map_or(0..0, |(from, entry)| *from..from + entry.raw_len as usize);
         // Not an item that was proven and is another's.
         let is_free = self.checked.get(slot) == Some(&false);
