@@ -124,7 +124,8 @@ impl Index {
         let page = read_into(&*self.home, at, bytes).and_then(|()| {
             Page::decode(bytes, number).map_err(|error| self.error(run, number, error))
         });
-        if page.is_err() {
+        let is_known = || self.recovery().is_some_and(|recovery| recovery.has(run));
+        if page.is_err() && !is_known() {
             self.examine(run);
         }
         page

@@ -233,8 +233,9 @@ impl Sample {
             // What cannot be read is not the volume's, and what a shorter target lacks is zero.
             let count = target.read_at(bytes, place.start).unwrap_or(0);
             bytes[count..].fill(0);
-            sample.same += u64::from(chunk_id(bytes) == id);
-            sample.other += u64::from(chunk_id(bytes) != id && !is_zero(bytes));
+            let is_same = chunk_id(bytes) == id;
+            sample.same += u64::from(is_same);
+            sample.other += u64::from(!is_same && !is_zero(bytes));
         }
         Ok(sample)
     }

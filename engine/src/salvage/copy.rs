@@ -7,9 +7,9 @@ use voltar_format::limits::FRAME_RAW_LEN_MAX;
 use voltar_format::{Id, LogOffset, SessionId};
 
 use super::target::Target;
+use crate::archive::blocks::read_what_is_there;
 use crate::archive::format_error;
 use crate::archive::open::Archive;
-use crate::archive::read_into;
 use crate::archive::session::Session;
 use crate::archive::spans::borders;
 use crate::backup::write::append_stored;
@@ -119,7 +119,7 @@ fn feed(
         batches(archive, record, &mut |batch| {
             cancel.check()?;
             let permit = feeder.permit()?;
-            let bytes = read(archive, &batch.read);
+            let bytes = read_what_is_there(&*archive.home, batch.read.start, batch.read.end);
             let origin = Origin { session: batch.session, is_committed: stretch.is_committed };
             feeder.send(*sequence, (batch, origin, bytes), permit)?;
             *sequence += 1;
@@ -127,20 +127,6 @@ fn feed(
         })?;
     }
     Ok(())
-}
-
-/// These bytes, with zeroes where they cannot be read.
-fn read(archive: &Archive, range: &Range<u64>) -> Vec<u8> {
-    let mut bytes = vec![0; (range.end - range.start) as usize];
-    if read_into(&*archive.home, LogOffset(range.start), &mut bytes).is_err() {
-        let at = (range.start..).step_by(super::BLOCK as usize);
-        for (block, at) in bytes.chunks_mut(super::BLOCK as usize).zip(at) {
-            if read_into(&*archive.home, LogOffset(at), block).is_err() {
-                block.fill(0);
-            }
-        }
-    }
-    bytes
 }
 
 /// Appends frames to sessions of the new archive.
