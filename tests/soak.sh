@@ -21,7 +21,9 @@ cargo build --release
 # Histories all at once, for most of them wait for their disk or share a volume's few megabytes.
 VOLTAR_SOAK=$SOAK_SECONDS tests -p voltar-tests --test model script:: -- --nocapture --test-threads 4
 VOLTAR_KILLS=$SOAK_KILLS tests -p voltar-tests --test cli kills:: -- --nocapture
-PROPTEST_CASES=$SOAK_CASES tests --workspace -- --include-ignored --skip script:: --skip kills::
+# Where other tests take samples of bits and moments, they take all; those with seeds go on for a minute.
+VOLTAR_SOAK=60 VOLTAR_ALL_BITS=1 PROPTEST_CASES=$SOAK_CASES \
+    tests --workspace -- --include-ignored --skip script:: --skip kills::
 
 printf '\n'
 grep -E 'VOLTAR_SEED=|^SKIP: |^test .* FAILED$' "$log" || true
