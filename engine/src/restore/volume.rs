@@ -175,9 +175,19 @@ impl<'a> Restore<'a> {
             return Ok(None);
         }
         self.context.observer.phase(Phase::Compare, Some(self.job.shape.size()));
+        self.settle()?;
         let marks = self.marks();
         comparison.run(&marks, self.sizes.compares)?;
         Ok(Some(marks))
+    }
+
+    /// Makes sure that what is compared is what the medium holds. If an earlier run's sync failed,
+    /// the page cache may show bytes that were never written and that no later sync will write.
+    fn settle(&self) -> Result<()> {
+        let settled = self.target.sync().and_then(|()| self.target.forget(0..self.size()));
+        settled.map_err(|error| {
+            Error::io("cannot make durable what is on the target", self.target.label(), error)
+        })
     }
 
     fn marks(&self) -> Marks {
