@@ -105,9 +105,14 @@ fn assert_restores(home: &MemoryDevice, back: u64, bytes: &[u8]) {
 }
 
 fn verify(home: &MemoryDevice) -> VerifyReport {
+    verify_snapshot(home, None)
+}
+
+/// Verifies what one snapshot needs, or everything.
+fn verify_snapshot(home: &MemoryDevice, snapshot: Option<Selector>) -> VerifyReport {
     let request = VerifyRequest {
         archive: "memory".into(),
-        snapshot: None,
+        snapshot,
         stored: false,
         sample_percent: None,
         resume: None,
@@ -254,6 +259,27 @@ fn a_damaged_place_is_no_loss_while_there_is_another() {
     let verdict = verify(&home);
     assert_eq!((verdict.ok, verdict.damaged.len()), (false, 1));
     assert!(verdict.damaged[0].affects.is_empty(), "{:#?}", verdict.damaged);
+}
+
+/// A snapshot is verified where it will be read: in the places that are left.
+#[test]
+fn all_places_of_a_chunk_count_for_a_single_snapshot() {
+    let bytes = content(300, 1);
+    let home = archive_of(std::slice::from_ref(&bytes));
+    let off = BackupRequest { dedup: Dedup::Off, ..request() };
+    let id = chunk_id(&bytes[..CHUNK]);
+    let older = damage_frame_of(&home, &id);
+    back_up(&home, &bytes, &off);
+    let newer = damage_frame_of(&home, &id);
+    let verdict = verify_snapshot(&home, Some(Selector::Latest(0)));
+    let damaged: Vec<u64> = verdict.damaged.iter().map(|damage| damage.offset).collect();
+    assert_eq!(damaged, [older, newer], "{:#?}", verdict.damaged);
+    assert!(
+        verdict.damaged.iter().any(|damage| damage.affects.iter().any(|lost| lost.offset == 0)),
+        "{:#?}",
+        verdict.damaged
+    );
+    assert_eq!(try_restore(&home, 0).unwrap_err().kind(), ErrorKind::Damaged);
 }
 
 /// Whoever can write the file can make an index with right checksums.

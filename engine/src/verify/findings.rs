@@ -76,14 +76,44 @@ fn structure_of(error: &str) -> String {
 pub(super) struct Findings {
     places: Vec<Place>,
     affected: usize,
-    /// Places whose loss is a range, by its start: end and number.
-    ranges: BTreeMap<u64, (u64, usize)>,
-    /// Places whose loss is an item, by frame and slot.
-    items: BTreeMap<(u64, u16), usize>,
+    losses: Losses,
     /// All places, by structure and start.
     by_start: BTreeMap<(String, u64), usize>,
     /// Findings before this offset may be there already, from an earlier run.
     known_before: u64,
+}
+
+/// What can no longer be had, and the number of the place that is to blame.
+#[derive(Clone, Default)]
+pub(super) struct Losses {
+    /// Ranges, by their start: end and number.
+    ranges: BTreeMap<u64, (u64, usize)>,
+    /// Items, by frame and slot.
+    items: BTreeMap<(u64, u16), usize>,
+    added: u64,
+}
+
+impl Losses {
+    /// How often something was added; it may have become one with what was there.
+    pub fn added(&self) -> u64 {
+        self.added
+    }
+
+    /// The damage that costs the item in `slot` of the frame in `range`.
+    pub fn at(&self, range: &Range<u64>, slot: u16) -> Option<usize> {
+        let before = self.ranges.range(..range.end.max(range.start + 1)).next_back();
+        let hit = before.filter(|(_, (end, _))| *end > range.start).map(|(_, (_, number))| *number);
+        hit.or_else(|| self.items.get(&(range.start, slot)).copied())
+    }
+
+    fn add(&mut self, range: &Range<u64>, loss: Loss, number: usize) {
+        self.added += u64::from(loss != Loss::Nothing);
+        match loss {
+            Loss::Nothing => {}
+            Loss::Range => drop(self.ranges.insert(range.start, (range.end, number))),
+            Loss::Item(slot) => drop(self.items.insert((range.start, slot), number)),
+        }
+    }
 }
 
 struct Place {
@@ -139,7 +169,7 @@ impl Findings {
         if finding.loss != Loss::Nothing {
             // A place that took in too much to tell it apart counts as lost as a whole.
             last.finding.loss = Loss::Range;
-            self.ranges.insert(range.start, (range.end, number));
+            self.losses.add(range, Loss::Range, number);
         }
         let key = (last.finding.structure.clone(), last.finding.range.start);
         self.by_start.insert(key, number);
@@ -149,11 +179,7 @@ impl Findings {
     fn push(&mut self, finding: Finding) -> usize {
         let number = self.places.len();
         let range = finding.range.clone();
-        match finding.loss {
-            Loss::Nothing => {}
-            Loss::Range => drop(self.ranges.insert(range.start, (range.end, number))),
-            Loss::Item(slot) => drop(self.items.insert((range.start, slot), number)),
-        }
+        self.losses.add(&range, finding.loss, number);
         self.by_start.insert((finding.structure.clone(), range.start), number);
         self.places.push(Place { finding, neighbours: 0, affects: Vec::new(), more: false });
         number
@@ -181,11 +207,9 @@ impl Findings {
         }
     }
 
-    /// The damage that costs the item in `slot` of the frame in `range`.
-    pub fn loss_at(&self, range: &Range<u64>, slot: u16) -> Option<usize> {
-        let before = self.ranges.range(..range.end.max(range.start + 1)).next_back();
-        let hit = before.filter(|(_, (end, _))| *end > range.start).map(|(_, (_, number))| *number);
-        hit.or_else(|| self.items.get(&(range.start, slot)).copied())
+    /// What can no longer be had.
+    pub fn losses(&self) -> &Losses {
+        &self.losses
     }
 
     /// Says that a place costs this.
@@ -258,9 +282,9 @@ mod tests {
         findings.add(frame(128, 256));
         findings.add(frame(256, 512));
         findings.add(frame(1024, 2048));
-        assert_eq!(findings.loss_at(&(300..301), 0), Some(0));
-        assert_eq!(findings.loss_at(&(600..700), 0), None);
-        assert_eq!(findings.loss_at(&(600..1025), 0), Some(1));
+        assert_eq!(findings.losses().at(&(300..301), 0), Some(0));
+        assert_eq!(findings.losses().at(&(600..700), 0), None);
+        assert_eq!(findings.losses().at(&(600..1025), 0), Some(1));
         let damages = findings.into_damages();
         assert_eq!(damages.len(), 2);
         assert_eq!((damages[0].offset, damages[0].length), (128, 384));
@@ -278,7 +302,7 @@ mod tests {
             findings.affect(0, Affected { snapshot, volume, offset: number * 10, length: 1 });
         }
         let last = (PLACES_MAX as u64 + 4) * 1000;
-        assert!(findings.loss_at(&(last..last + 1), 0).is_some());
+        assert!(findings.losses().at(&(last..last + 1), 0).is_some());
         let damages = findings.into_damages();
         assert_eq!(damages.len(), PLACES_MAX);
         assert_eq!(damages[0].affects.len(), AFFECTED_PER_PLACE_MAX);

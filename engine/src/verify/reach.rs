@@ -322,7 +322,7 @@ impl Reach<'_, '_> {
         len: Option<u32>,
     ) -> Result<(), Hit> {
         let range = frame_range(place);
-        if let Some(hit) = self.tally.findings.loss_at(&range, place.slot) {
+        if let Some(hit) = self.tally.findings.losses().at(&range, place.slot) {
             return Err(hit);
         }
         let entry = self.entry_at(place);
@@ -455,7 +455,8 @@ fn commit_range(snapshot: &Snapshot) -> Range<u64> {
     snapshot.commit.offset.0..snapshot.commit.end().0
 }
 
-fn frame_range(place: &Place) -> Range<u64> {
+/// The bytes of the frame that a place names.
+pub(super) fn frame_range(place: &Place) -> Range<u64> {
     place.frame.0..place.frame.0.saturating_add(place.frame_len.into())
 }
 

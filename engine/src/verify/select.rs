@@ -3,17 +3,20 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use voltar_format::Id;
 use voltar_format::limits::{FRAME_ALIGN, FRAME_STORED_LEN_MAX};
 use voltar_format::map::{Entry, Shape};
 use voltar_format::walk::NodeSource;
+use voltar_format::{Id, LogOffset};
 
+use super::findings::Losses;
 use super::plan::{Frames, PlannedFrame, Scout, Send, send_frames};
+use super::reach::frame_range;
 use super::read;
 use super::tally::Tally;
+use crate::archive::index::Place;
 use crate::archive::open::Archive;
 use crate::archive::snapshots::Snapshot;
-use crate::archive::store::Store;
+use crate::archive::store::{Store, place_of};
 use crate::error::Result;
 use crate::inspect::newest_store;
 use crate::options::{Context, VerifyRequest};
@@ -24,7 +27,8 @@ const WINDOW_FRAMES: usize = 64 << 10;
 /// Subtrees remembered as collected.
 const COLLECTED_MAX: usize = 1 << 20;
 
-/// Checks the commits, and every frame that `snapshot` needs.
+/// Checks the commits, and every frame that `snapshot` needs. What is lost in one place and stored
+/// in another as well is looked up there, until nothing more is found.
 ///
 /// # Errors
 /// As [`read::pass`].
@@ -35,29 +39,38 @@ pub(super) fn pass(
     tally: &mut Tally<'_>,
     snapshot: &Snapshot,
 ) -> Result<()> {
-    let mut needed = Needed {
-        archive,
-        store: newest_store(archive)?,
-        frames: BTreeMap::new(),
-        collected: HashSet::new(),
-    };
+    let mut needed = Needed::new(archive, None)?;
     read::pass(archive, request, context, tally, |send| {
         Scout::new(archive, request, 0).run_commits(send)?;
         needed.snapshot(snapshot, send)
-    })
+    })?;
+    let mut known = 0;
+    while tally.findings.losses().added() > known {
+        known = tally.findings.losses().added();
+        let mut needed = Needed::new(archive, Some(tally.findings.losses().clone()))?;
+        read::pass(archive, request, context, tally, |send| needed.snapshot(snapshot, send))?;
+    }
+    Ok(())
 }
 
 /// The frames needed so far and not yet handed on.
 struct Needed<'a> {
     archive: &'a Archive,
     store: Store,
+    /// In a later pass, what is known to be lost: only what it hides is needed then.
+    lost: Option<Losses>,
     /// Stored bytes by place.
     frames: BTreeMap<u64, u32>,
     /// Full subtrees of which all frames were handed on.
     collected: HashSet<(Id, u8)>,
 }
 
-impl Needed<'_> {
+impl<'a> Needed<'a> {
+    fn new(archive: &'a Archive, lost: Option<Losses>) -> Result<Needed<'a>> {
+        let store = newest_store(archive)?;
+        Ok(Needed { archive, store, lost, frames: BTreeMap::new(), collected: HashSet::new() })
+    }
+
     fn snapshot(&mut self, snapshot: &Snapshot, send: Send<'_>) -> Result<()> {
         for volume in &snapshot.manifest.volumes {
             if let Ok(shape) = volume.shape() {
@@ -101,18 +114,41 @@ impl Needed<'_> {
     }
 
     fn item(&mut self, id: &Id, send: Send<'_>) -> Result<()> {
-        if let Ok(Some(entry)) = self.store.index().find(id) {
-            let is_inside = entry
+        if let Some(place) = self.place(id) {
+            let is_inside = place
                 .frame
-                .checked_add(entry.frame_len.into())
+                .checked_add(place.frame_len.into())
                 .is_some_and(|end| end <= self.archive.end());
             if is_inside {
-                self.frames.insert(entry.frame.0, entry.frame_len.min(FRAME_STORED_LEN_MAX));
+                self.frames.insert(place.frame.0, place.frame_len.min(FRAME_STORED_LEN_MAX));
             }
         }
         match self.frames.len() >= WINDOW_FRAMES {
             true => self.hand_on(send),
             false => Ok(()),
+        }
+    }
+
+    /// Where the item is to be looked for in this pass, if anywhere.
+    fn place(&self, id: &Id) -> Option<Place> {
+        let find = |tried: &[LogOffset]| {
+            let entry = self.store.index().find_other(id, tried).ok().flatten()?;
+            Some(place_of(&entry))
+        };
+        let first = find(&[])?;
+        let Some(lost) = &self.lost else { return Some(first) };
+        let is_lost = |place: &Place| lost.at(&frame_range(place), place.slot).is_some();
+        if !is_lost(&first) {
+            // It was looked at in the first pass.
+            return None;
+        }
+        let mut tried = vec![first.frame];
+        loop {
+            let place = find(&tried)?;
+            if !is_lost(&place) {
+                return Some(place);
+            }
+            tried.push(place.frame);
         }
     }
 
