@@ -233,7 +233,7 @@ pub fn log_archive(archive: &Archive, context: &Context) -> Result<InspectReport
         let (start, end) = (LogOffset(link.log_start), LogOffset(link.range.start));
         for span in spans(&*archive.home, archive.id, start, end)? {
             context.cancel.check()?;
-            records.push(span_record(archive, &span)?);
+            records.push(span_record(archive, &span));
         }
         records.push(commit_record(archive, &link));
     }
@@ -285,17 +285,24 @@ fn tail_record(end: u64, length: u64) -> InspectRecord {
     InspectRecord { note: note.to_owned(), ..record("tail", end, length) }
 }
 
-fn span_record(archive: &Archive, span: &Span) -> Result<InspectRecord> {
+fn span_record(archive: &Archive, span: &Span) -> InspectRecord {
     let start = LogOffset(span.range.start);
     let len = (BLOCK_LEN as u64).min(span.range.end - span.range.start);
-    let first = read_exact(&*archive.home, start, len as usize)?;
+    let first = match read_exact(&*archive.home, start, len as usize) {
+        Ok(first) => first,
+        Err(error) => {
+            let kind = span.footer.as_ref().map_or("unknown", |(_, kind)| kind.name());
+            let base = record(kind, span.range.start, span.range.end - span.range.start);
+            return InspectRecord { error: Some(chain_words(&error)), ..base };
+        }
+    };
     let head = RecordHead::decode_at(&first, start, Some(archive.id));
     let kind = match (&head, &span.footer) {
         (_, Ok((_, kind))) | (Ok((_, kind)), Err(_)) => kind.name(),
         (Err(_), Err(_)) => "unknown",
     };
     let base = record(kind, span.range.start, span.range.end - span.range.start);
-    Ok(match (&head, &span.footer) {
+    match (&head, &span.footer) {
         (Ok((head, _)), Ok((footer, kind))) => {
             let (items, note, error) = contents(*kind, head, footer, &first);
             InspectRecord { sequence: head.sequence, items, note, error, ..base }
@@ -304,7 +311,7 @@ fn span_record(archive: &Archive, span: &Span) -> Result<InspectRecord> {
             let sequence = head.as_ref().map_or(0, |(head, _)| head.sequence);
             InspectRecord { sequence, error: Some(error.to_string()), ..base }
         }
-    })
+    }
 }
 
 /// Items, note and error of a record with a whole head and a whole footer.

@@ -8,8 +8,8 @@ use voltar_format::map::{Entry, Shape};
 use voltar_format::walk::NodeSource;
 use voltar_format::{Id, LogOffset};
 
-use super::findings::Losses;
-use super::plan::{Frames, PlannedFrame, Scout, Send, send_frames};
+use super::findings::{Finding, Loss, Losses};
+use super::plan::{BLOCK, Frames, Job, PlannedFrame, Scout, Send, send_frames};
 use super::reach::frame_range;
 use super::read;
 use super::tally::Tally;
@@ -17,7 +17,7 @@ use crate::archive::index::Place;
 use crate::archive::open::Archive;
 use crate::archive::snapshots::Snapshot;
 use crate::archive::store::{Store, place_of};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::inspect::newest_store;
 use crate::options::{Context, VerifyRequest};
 
@@ -83,7 +83,8 @@ impl<'a> Needed<'a> {
         self.hand_on(send)
     }
 
-    /// Collects what is below a node. What cannot be found or read the walk will name.
+    /// Collects what is below a node. What is damaged or missing the walk will name; what could not
+    /// be read now, and so is not looked at, may be readable then, and is named here.
     fn node(
         &mut self,
         shape: &Shape,
@@ -96,7 +97,10 @@ impl<'a> Needed<'a> {
             return Ok(());
         }
         self.item(id, send)?;
-        let Ok(node) = self.store.node(id, shape, level, number) else { return Ok(()) };
+        let node = match self.store.node(id, shape, level, number) {
+            Ok(node) => node,
+            Err(error) => return self.unread("map", id, &error, send),
+        };
         for (place, entry) in (0u64..).zip(&node.entries) {
             let child = number.saturating_mul(256).saturating_add(place);
             match (entry, level) {
@@ -114,7 +118,11 @@ impl<'a> Needed<'a> {
     }
 
     fn item(&mut self, id: &Id, send: Send<'_>) -> Result<()> {
-        if let Some(place) = self.place(id) {
+        let place = match self.place(id) {
+            Ok(place) => place,
+            Err(error) => return self.unread("index", id, &error, send),
+        };
+        if let Some(place) = place {
             let is_inside = place
                 .frame
                 .checked_add(place.frame_len.into())
@@ -130,26 +138,33 @@ impl<'a> Needed<'a> {
     }
 
     /// Where the item is to be looked for in this pass, if anywhere.
-    fn place(&self, id: &Id) -> Option<Place> {
+    fn place(&self, id: &Id) -> Result<Option<Place>> {
         let find = |tried: &[LogOffset]| {
-            let entry = self.store.index().find_other(id, tried).ok().flatten()?;
-            Some(place_of(&entry))
+            let entry = self.store.index().find_other(id, tried)?;
+            Ok::<_, Error>(entry.as_ref().map(place_of))
         };
-        let first = find(&[])?;
-        let Some(lost) = &self.lost else { return Some(first) };
-        let is_lost = |place: &Place| lost.at(&frame_range(place), place.slot).is_some();
-        if !is_lost(&first) {
-            // It was looked at in the first pass.
-            return None;
-        }
-        let mut tried = vec![first.frame];
-        loop {
-            let place = find(&tried)?;
-            if !is_lost(&place) {
-                return Some(place);
+        let Some(lost) = &self.lost else { return find(&[]) };
+        let mut tried = Vec::new();
+        while let Some(place) = find(&tried)? {
+            if lost.at(&frame_range(&place), place.slot).is_none() {
+                // The first place of all was looked at in the first pass.
+                return Ok(Some(place).filter(|_| !tried.is_empty()));
             }
             tried.push(place.frame);
         }
+        Ok(None)
+    }
+
+    /// Says that the item, or where it is, could not be read.
+    fn unread(&self, structure: &str, id: &Id, error: &Error, send: Send<'_>) -> Result<()> {
+        if error.kind() != ErrorKind::Io {
+            return Ok(());
+        }
+        let place = self.place(id).ok().flatten();
+        let range = place.map_or(0..0, |place| frame_range(&place));
+        let start = error.range().map_or(range.start, |range| range.start);
+        let range = if range.is_empty() { start..start + BLOCK } else { range };
+        send(Job::Found(Finding::unread(structure, range, error, Loss::Nothing)))
     }
 
     fn hand_on(&mut self, send: Send<'_>) -> Result<()> {

@@ -10,6 +10,7 @@ mod forge;
 mod golden;
 mod hostile;
 mod opening;
+mod readers;
 mod recorder;
 mod rejects;
 mod rig;
