@@ -252,6 +252,10 @@ fn consume_in_order<O>(
 
 #[cfg(test)]
 mod tests {
+    use rand::rngs::StdRng;
+    use rand::seq::SliceRandom;
+    use rand::{RngExt, SeedableRng};
+
     use super::*;
 
     fn plan() -> Plan {
@@ -370,6 +374,126 @@ mod tests {
             |_, _| Ok(()),
         );
         assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Internal);
+    }
+
+    /// Where a run of the storm fails, if it does.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Failing {
+        Nowhere,
+        Producer,
+        Worker,
+        Panic,
+        Consumer,
+    }
+
+    /// An item that is counted as long as it is anywhere.
+    struct Counted<'a>(u64, &'a AtomicUsize);
+
+    impl<'a> Counted<'a> {
+        fn new(number: u64, alive: &'a AtomicUsize) -> Counted<'a> {
+            alive.fetch_add(1, Ordering::Relaxed);
+            Counted(number, alive)
+        }
+    }
+
+    impl Drop for Counted<'_> {
+        fn drop(&mut self) {
+            self.1.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Gives way, or dawdles, as `rng` says.
+    fn delay(rng: &mut StdRng) {
+        match rng.random_range(0..20) {
+            0 if !cfg!(miri) => std::thread::sleep(Duration::from_micros(200)),
+            0..6 => std::thread::yield_now(),
+            _ => {}
+        }
+    }
+
+    /// One run of random sizes and delays, which sends out of order within its permits, and fails
+    /// somewhere or not.
+    fn storm(seed: u64) {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let plan = Plan { workers: rng.random_range(1..5), items: rng.random_range(1..9) };
+        let count: u64 = rng.random_range(0..if cfg!(miri) { 12 } else { 120 });
+        let stages = [Failing::Producer, Failing::Worker, Failing::Panic, Failing::Consumer];
+        let failing = match rng.random_bool(0.4) || count == 0 {
+            true => Failing::Nowhere,
+            false => stages[rng.random_range(0..stages.len())],
+        };
+        let fatal = rng.random_range(0..count.max(1));
+        let boom = || Error::new(ErrorKind::NoSpace, format!("{failing:?}"));
+        let alive = AtomicUsize::new(0);
+        let workers = AtomicUsize::new(0);
+        let mut seen = Vec::new();
+        let outcome = run(
+            plan,
+            |feeder| {
+                let mut rng = StdRng::seed_from_u64(seed ^ 1);
+                let mut next = 0;
+                while next < count {
+                    let mut permits = vec![feeder.permit()?];
+                    while (next + permits.len() as u64) < count && rng.random_bool(0.5) {
+                        let Some(permit) = feeder.try_permit()? else { break };
+                        permits.push(permit);
+                    }
+                    let mut numbers: Vec<u64> = (next..next + permits.len() as u64).collect();
+                    next += permits.len() as u64;
+                    numbers.shuffle(&mut rng);
+                    for (number, permit) in numbers.into_iter().zip(permits) {
+                        if failing == Failing::Producer && number == fatal {
+                            return Err(boom());
+                        }
+                        delay(&mut rng);
+                        feeder.send(number, Counted::new(number, &alive), permit)?;
+                    }
+                }
+                Ok(())
+            },
+            || {
+                let number = workers.fetch_add(1, Ordering::Relaxed) as u64;
+                Ok(StdRng::seed_from_u64(seed.wrapping_add(number << 32)))
+            },
+            |rng, _, item| {
+                delay(rng);
+                assert!(failing != Failing::Panic || item.0 != fatal, "on purpose");
+                if failing == Failing::Worker && item.0 == fatal { Err(boom()) } else { Ok(item) }
+            },
+            |_, item| {
+                assert!(alive.load(Ordering::Relaxed) <= plan.items + plan.workers, "too many");
+                if failing == Failing::Consumer && item.0 == fatal {
+                    return Err(boom());
+                }
+                seen.push(item.0);
+                Ok(())
+            },
+        );
+        let what = format!("VOLTAR_SEED={seed}: {plan:?}, {count} items, {failing:?} at {fatal}");
+        match (failing, outcome) {
+            (Failing::Nowhere, outcome) => {
+                outcome.unwrap_or_else(|error| panic!("{what}: {error:?}"));
+                assert!(seen.iter().copied().eq(0..count), "{what}: {seen:?}");
+            }
+            (Failing::Panic, outcome) => {
+                let error = outcome.expect_err(&what);
+                assert_eq!(error.kind(), ErrorKind::Internal, "{what}: {error:?}");
+            }
+            (_, outcome) => assert_eq!(outcome.expect_err(&what).message(), format!("{failing:?}")),
+        }
+        assert!(seen.iter().copied().eq(0..seen.len() as u64), "{what}: {seen:?}");
+        assert_eq!(alive.load(Ordering::Relaxed), 0, "{what}: items were left behind");
+    }
+
+    /// Also run under Miri, which tries other interleavings and weaker memory each time.
+    #[test]
+    fn a_storm_of_delays_and_failures_leaves_nothing_behind() {
+        let seed = std::env::var("VOLTAR_SEED").ok().and_then(|seed| seed.parse().ok());
+        let count = if cfg!(miri) { 4 } else { 100 };
+        match seed {
+            Some(seed) => storm(seed),
+            None => (0..count).for_each(storm),
+        }
     }
 
     #[test]
