@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! open ── finds the last commit      store ── items by id        session ── appends and commits
-//!   └ resume ── adopts sealed work     └ index ── id to place      └ log ── the byte stream
+//!   └ resume ── adopts sealed work     └ index ── id to place      ├ items ── small frames
+//!                                        │                         └ log ── the byte stream
 //!                                        └ recover ── what damaged runs held
 //!                                            └ tables ── items without an index
 //! ```
@@ -10,7 +11,9 @@
 pub mod blocks;
 pub mod chain;
 pub mod index;
+pub mod items;
 pub mod log;
+pub mod manifest;
 pub mod open;
 mod recover;
 pub mod resume;

@@ -33,6 +33,9 @@ const SPILL_ITEMS: usize = 384 << 10;
 /// Runs of one size class that become one.
 const MERGE_RUNS: usize = 8;
 
+/// Writes in flight.
+pub const WRITE_DEPTH: u32 = 8;
+
 /// What a session appends to.
 pub struct Session {
     archive_id: ArchiveId,

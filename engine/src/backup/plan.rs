@@ -5,7 +5,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use voltar_format::header::Header;
 use voltar_format::limits::{BLOCK_LEN, CHUNK_LEN_DEFAULT};
@@ -13,6 +13,7 @@ use voltar_format::manifest::{Volume, is_name};
 use voltar_format::map::Shape;
 use voltar_format::walk::{Cursor, common_chunks};
 
+use crate::archive::manifest::now_ns;
 use crate::archive::open::{Archive, Shelf, look};
 use crate::archive::resume::settle;
 use crate::archive::session::new_header;
@@ -229,12 +230,6 @@ fn write_header(home: &dyn Home, header: &Header) -> Result<()> {
     home.write_at(&header.encode(), 0).map_err(failed)?;
     home.set_len(BLOCK_LEN as u64).map_err(failed)?;
     home.sync().map_err(failed)
-}
-
-/// Nanoseconds since 1970-01-01 UTC by the host's clock; 0 if that stands before.
-pub fn now_ns() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// What a volume is compared with.

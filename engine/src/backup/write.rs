@@ -4,14 +4,13 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use voltar_format::checksum::{chunk_id, crc32c};
+use voltar_format::checksum::chunk_id;
 use voltar_format::commit::Commit;
-use voltar_format::frame::{ChunkEntry, Codec, ItemKind, encode_head, head_len, node_index};
-use voltar_format::limits::{ATTACHED_LEN_MAX, FRAME_RAW_LEN_MAX, UNREADABLE_MAX};
+use voltar_format::frame::ItemKind;
+use voltar_format::limits::{ATTACHED_LEN_MAX, FRAME_RAW_LEN_MAX};
 use voltar_format::manifest::{Attached, Manifest, Note, NoteVolume, Volume};
 use voltar_format::map::{BuiltNode, Entry, MapBuilder, Shape, span_of_entry};
 use voltar_format::walk::Cursor;
-use voltar_format::wire::Reserved;
 use voltar_format::{Id, LogOffset};
 
 use super::audit::Audit;
@@ -19,10 +18,12 @@ use super::plan::{self, Action, Parent, Target, VolumePlan};
 use super::read::{self, READ_LEN};
 use super::work::{Counts, NewFrame, Outcome, Payload, Shared, Vectors, Work};
 use crate::archive::index::{Fresh, Index, Known};
+use crate::archive::items::NODES_PER_FRAME;
 use crate::archive::log::LogWriter;
+use crate::archive::manifest::{host, merged, now_ns, program};
 use crate::archive::open::{Archive, length};
 use crate::archive::resume::{adopt, check_foundation, mend_last_commit};
-use crate::archive::session::Session;
+use crate::archive::session::{Session, WRITE_DEPTH};
 use crate::archive::store::Store;
 use crate::codec::{Encoder, Pace};
 use crate::error::{Error, ErrorKind, Result};
@@ -32,12 +33,6 @@ use crate::options::{ArchiveHome, BackupRequest, Context, Dedup, IoEngine, Paren
 use crate::pipeline::{self, Plan};
 use crate::report::{BackupReport, ByteRange, VolumeBackup};
 use crate::source::View;
-
-/// Map nodes per frame: few, so that reading one node reads little.
-pub(crate) const NODES_PER_FRAME: usize = 8;
-
-/// Writes in flight.
-pub(crate) const WRITE_DEPTH: u32 = 8;
 
 /// Runs the backup.
 ///
@@ -50,7 +45,7 @@ pub fn run(
     engine: IoEngine,
     context: &Context,
 ) -> Result<BackupReport> {
-    let time_ns = plan::now_ns();
+    let time_ns = now_ns();
     let mut backup = Backup::begin(request, views, target, engine, context, time_ns)?;
     match backup.write_all(views) {
         Ok(manifest) => backup.finish(&manifest),
@@ -200,7 +195,8 @@ impl<'a> Backup<'a> {
         if !self.known.is_new(&id)? {
             return Ok(id);
         }
-        append_item(&mut self.session, id, bytes, kind, volume, index)
+        self.session
+            .append_item(id, bytes, kind, volume, index)
             .inspect_err(|error| self.sink_failed |= ends_writing(error))?;
         Ok(id)
     }
@@ -675,69 +671,6 @@ fn read_attached(path: &Path) -> Result<Vec<u8>> {
     }
 }
 
-/// The host's name, for manifests and notes.
-pub(crate) fn host() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    name.trim().to_owned()
-}
-
-/// This program and its version, for manifests and notes.
-pub(crate) fn program() -> String {
-    concat!("voltar ", env!("CARGO_PKG_VERSION")).to_owned()
-}
-
-/// Appends a frame that holds one small item.
-///
-/// # Errors
-/// Of writing.
-pub(crate) fn append_item(
-    session: &mut Session,
-    id: Id,
-    bytes: &[u8],
-    kind: ItemKind,
-    volume: u16,
-    index: u64,
-) -> Result<()> {
-    let raw_len = bytes.len() as u32;
-    let entry = ChunkEntry { id, index, raw_len, volume, kind: kind as u8, reserved: Reserved };
-    append_stored(session, &[entry], bytes)
-}
-
-/// Appends a frame with these items, whose bytes are `payload`, uncompressed.
-///
-/// # Errors
-/// Of writing.
-pub(crate) fn append_stored(
-    session: &mut Session,
-    entries: &[ChunkEntry],
-    payload: &[u8],
-) -> Result<()> {
-    let mut head = vec![0; head_len(entries.len() as u16)];
-    encode_head(Codec::Store, entries, payload.len() as u32, crc32c(payload), &mut head);
-    session.append_frame(&head, payload)
-}
-
-/// Neighbouring ranges become one; if there are still too many for a manifest, the nearest do, too.
-pub(crate) fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    ranges.sort_by_key(|range| range.start);
-    let mut distance = 0;
-    loop {
-        let mut merged: Vec<Range<u64>> = Vec::new();
-        for range in &ranges {
-            match merged.last_mut() {
-                Some(last) if range.start <= last.end.saturating_add(distance) => {
-                    last.end = last.end.max(range.end);
-                }
-                _ => merged.push(range.clone()),
-            }
-        }
-        if merged.len() <= UNREADABLE_MAX {
-            return merged;
-        }
-        distance = (distance * 2).max(4096);
-    }
-}
-
 /// Builds one volume's map in order.
 struct VolumeWriter {
     number: u16,
@@ -823,7 +756,7 @@ impl VolumeWriter {
 
     /// Stores finished nodes once there are enough of them.
     fn store_nodes(&mut self, session: &mut Session, known: &Known, enough: usize) -> Result<()> {
-        store_nodes(&mut self.nodes, self.number, session, known, enough)
+        session.append_nodes(&mut self.nodes, self.number, known, enough)
     }
 
     /// Ends the map and returns its root.
@@ -833,41 +766,6 @@ impl VolumeWriter {
         self.store_nodes(session, known, 1)?;
         Ok(root)
     }
-}
-
-/// Stores finished nodes of volume `number`, unless they are known, once there are `enough`.
-///
-/// # Errors
-/// Of looking them up and of writing.
-pub(crate) fn store_nodes(
-    nodes: &mut Vec<BuiltNode>,
-    number: u16,
-    session: &mut Session,
-    known: &Known,
-    enough: usize,
-) -> Result<()> {
-    while nodes.len() >= enough && !nodes.is_empty() {
-        let count = nodes.len().min(NODES_PER_FRAME);
-        let mut entries = Vec::new();
-        let mut payload = Vec::new();
-        for node in nodes.drain(..count) {
-            if known.is_new(&node.id)? {
-                payload.extend_from_slice(&node.bytes);
-                entries.push(ChunkEntry {
-                    id: node.id,
-                    index: node_index(node.level, node.number),
-                    raw_len: node.bytes.len() as u32,
-                    volume: number,
-                    kind: ItemKind::Node as u8,
-                    reserved: Reserved,
-                });
-            }
-        }
-        if !entries.is_empty() {
-            append_stored(session, &entries, &payload)?;
-        }
-    }
-    Ok(())
 }
 
 /// Calls `take` with the parent's entries for these chunks, on the highest levels possible.
@@ -911,22 +809,5 @@ fn append(session: &mut Session, frame: NewFrame, vectors: &Vectors) -> Result<(
             vectors.give(vector);
             Ok(())
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn unreadable_ranges_merge_and_stay_few() {
-        assert_eq!(merged(vec![4..8, 0..4, 20..24]), [0..8, 20..24]);
-        let many: Vec<_> = (0..20_000u64).map(|n| n * 8192..n * 8192 + 4096).collect();
-        let few = merged(many.clone());
-        assert!(few.len() <= UNREADABLE_MAX);
-        assert!(
-            many.iter()
-                .all(|range| few.iter().any(|f| f.start <= range.start && range.end <= f.end))
-        );
     }
 }

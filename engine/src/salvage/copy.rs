@@ -12,7 +12,6 @@ use crate::archive::format_error;
 use crate::archive::open::Archive;
 use crate::archive::session::Session;
 use crate::archive::spans::borders;
-use crate::backup::write::append_stored;
 use crate::codec::Decoder;
 use crate::error::Result;
 use crate::pipeline::{self, Feeder, Plan};
@@ -223,7 +222,7 @@ impl Copier<'_, '_> {
                 entries.push(entry.clone());
             }
         }
-        append_stored(session, &entries, &payload)
+        session.append_stored(&entries, &payload)
     }
 }
 

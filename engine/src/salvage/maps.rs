@@ -12,9 +12,10 @@ use voltar_format::walk::NodeSource;
 
 use super::positions::{Item, Positions};
 use super::target::Target;
+use crate::archive::items::NODES_PER_FRAME;
+use crate::archive::manifest::merged;
 use crate::archive::session::Session;
 use crate::archive::store::Store;
-use crate::backup::write::{NODES_PER_FRAME, merged, store_nodes};
 use crate::error::{ErrorKind, Result};
 
 /// Whole subtrees that are remembered, 24 bytes each and what a hash table takes on top; beyond
@@ -174,7 +175,7 @@ impl Rebuild<'_, '_> {
 
     fn store(self, nodes: &mut Vec<BuiltNode>, enough: usize) -> Result<()> {
         let Rebuild { target, session, volume, .. } = self;
-        store_nodes(nodes, volume, session, &target.known, enough)
+        session.append_nodes(nodes, volume, &target.known, enough)
     }
 }
 
@@ -279,7 +280,7 @@ impl Work<'_, '_> {
         let bytes = bytes_of(shape, &(self.told..self.builder.position()));
         target.context.observer.advance(bytes.end - bytes.start);
         self.told = self.builder.position();
-        store_nodes(&mut self.nodes, *volume, session, &target.known, NODES_PER_FRAME)
+        session.append_nodes(&mut self.nodes, *volume, &target.known, NODES_PER_FRAME)
     }
 }
 

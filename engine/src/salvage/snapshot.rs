@@ -13,11 +13,10 @@ use super::copy::Orphan;
 use super::maps::{Maps, Rebuild, Rebuilt};
 use super::positions::{Positions, Tables, tables};
 use super::target::Target;
+use crate::archive::manifest::{host, merged, now_ns, program};
 use crate::archive::session::Session;
 use crate::archive::snapshots::Snapshot;
 use crate::archive::store::Store;
-use crate::backup::plan::now_ns;
-use crate::backup::write::{append_item, host, merged, program};
 use crate::error::{Error, ErrorKind, Result};
 use crate::inspect::rfc3339;
 use crate::report::{ByteRange, SalvagedSnapshot, SalvagedVolume};
@@ -154,7 +153,7 @@ fn write_note(session: &mut Session, manifest: &Manifest) -> Result<()> {
     let note = Note { time_ns, host, program, volumes: volumes.collect() };
     let bytes = serde_json::to_vec(&note)
         .map_err(|error| Error::new(ErrorKind::Internal, "cannot encode a note").because(error))?;
-    append_item(session, chunk_id(&bytes), &bytes, ItemKind::Note, 0, 0)
+    session.append_item(chunk_id(&bytes), &bytes, ItemKind::Note, 0, 0)
 }
 
 /// Takes out the files of which a piece is missing; returns their names.
