@@ -65,7 +65,7 @@ mapfile -t all < <(sed -n 's|^path = "fuzz_targets/\(.*\)\.rs"|\1|p' Cargo.toml)
 
 export ASAN_OPTIONS=quarantine_size_mb=16:detect_leaks=0:allocator_may_return_null=0:abort_on_error=0
 # Without entropic scheduling: over tens of thousands of features its books cost more than the runs.
-limits=(-rss_limit_mb=512 -malloc_limit_mb=128 -timeout=10 -max_len=196608 -entropic=0)
+limits=(-rss_limit_mb=512 -malloc_limit_mb=128 -timeout=30 -max_len=196608 -entropic=0)
 
 if [[ -n $replay ]]; then
     exec "$bin/${wanted[0]}" "${limits[@]}" "$replay"
