@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use voltar_engine::archive::Home;
-use voltar_engine::archive::index::Index;
+use voltar_engine::archive::index::{Hint, Index};
 use voltar_engine::archive::open::Archive;
 use voltar_engine::backup;
 use voltar_engine::device::Device;
+use voltar_engine::device::hostile::{FaultPlan, HostileDevice};
 use voltar_engine::device::memory::MemoryDevice;
 use voltar_engine::error::{Error, ErrorKind};
 use voltar_engine::options::{
@@ -280,6 +281,29 @@ fn all_places_of_a_chunk_count_for_a_single_snapshot() {
         verdict.damaged
     );
     assert_eq!(try_restore(&home, 0).unwrap_err().kind(), ErrorKind::Damaged);
+}
+
+/// A walk meets items in the order in which they were stored: nearly all in one run.
+#[test]
+fn what_was_stored_together_is_found_with_one_read() {
+    let snapshots: Vec<Vec<u8>> = (1..6).map(|seed| content(40, seed)).collect();
+    let home = archive_of(&snapshots);
+    let runs = archive(&home).last.unwrap().runs;
+    assert_eq!(runs.len(), snapshots.len());
+    let counted = HostileDevice::new(home, FaultPlan::default());
+    let index = Index::new(Arc::new(counted.clone()), runs);
+    let reads = || counted.counts().0;
+    for bytes in &snapshots {
+        let mut hint = Hint::default();
+        for (number, chunk) in bytes.chunks(CHUNK).enumerate() {
+            let before = reads();
+            let near = index.find_near(&chunk_id(chunk), &mut hint).unwrap().unwrap();
+            let cost = reads() - before;
+            assert!(number == 0 || cost == 1, "chunk {number}: {cost} reads");
+            assert_eq!(index.find(&chunk_id(chunk)).unwrap(), Some(near));
+        }
+        assert_eq!(index.find_near(&chunk_id(b"nowhere"), &mut hint).unwrap(), None);
+    }
 }
 
 /// Whoever can write the file can make an index with right checksums.

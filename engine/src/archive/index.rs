@@ -28,6 +28,13 @@ pub struct Index {
     recovery: Option<Arc<Mutex<Recovery>>>,
 }
 
+/// Where the last item of many was found.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hint {
+    /// Where the run starts.
+    run: Option<LogOffset>,
+}
+
 impl Index {
     /// Over these runs alone.
     pub fn new(home: Arc<dyn Home>, runs: Vec<RunEntry>) -> Index {
@@ -77,10 +84,38 @@ impl Index {
     /// # Errors
     /// As [`find`](Self::find).
     pub fn find_other(&self, id: &Id, tried: &[LogOffset]) -> Result<Option<IndexEntry>> {
+        Ok(self.search(id, tried)?.map(|(_, entry)| entry))
+    }
+
+    /// As [`find`](Self::find), for one of many items that were stored one after the other: they
+    /// are in the same run mostly, which is asked first and without its filter. Of several places
+    /// any.
+    ///
+    /// # Errors
+    /// As [`find`](Self::find).
+    pub fn find_near(&self, id: &Id, hint: &mut Hint) -> Result<Option<IndexEntry>> {
+        let runs = self.runs();
+        let near = hint.run.and_then(|offset| runs.iter().find(|run| run.offset == offset));
+        if let Some(Ok(Some(entry))) = near.map(|run| self.find_in_slots(run, id)) {
+            return Ok(Some(entry));
+        }
+        let (run, entry) = self.search(id, &[])?.unzip();
+        hint.run = run.flatten().or(hint.run);
+        Ok(entry)
+    }
+
+    /// The item and the run that holds it; no run if a damaged one does.
+    fn search(
+        &self,
+        id: &Id,
+        tried: &[LogOffset],
+    ) -> Result<Option<(Option<LogOffset>, IndexEntry)>> {
         let mut damage = None;
         for run in self.runs().iter().rev() {
             match self.find_in(run, id) {
-                Ok(Some(entry)) if !tried.contains(&entry.frame) => return Ok(Some(entry)),
+                Ok(Some(entry)) if !tried.contains(&entry.frame) => {
+                    return Ok(Some((Some(run.offset), entry)));
+                }
                 Ok(_) => {}
                 Err(error) => damage = damage.or(Some(error)),
             }
@@ -88,7 +123,7 @@ impl Index {
         let Some(error) = damage else { return Ok(None) };
         let recovered = self.recovery().and_then(|mut recovery| recovery.find(id));
         match recovered.filter(|entry| !tried.contains(&entry.frame)) {
-            Some(entry) => Ok(Some(entry)),
+            Some(entry) => Ok(Some((None, entry))),
             None => Err(error),
         }
     }
@@ -98,10 +133,15 @@ impl Index {
         let bucket = bucket_of(id, run.buckets);
         let filter = self.page(run, filter_page_of(bucket), &mut bytes);
         // Without its filter a run can still be asked.
-        if filter.is_ok_and(|filter| !filter.may_hold(id, bucket)) {
-            return Ok(None);
+        match filter.is_ok_and(|filter| !filter.may_hold(id, bucket)) {
+            true => Ok(None),
+            false => self.find_in_slots(run, id),
         }
-        let mut slot = bucket;
+    }
+
+    fn find_in_slots(&self, run: &RunEntry, id: &Id) -> Result<Option<IndexEntry>> {
+        let mut bytes = [0; BLOCK_LEN];
+        let mut slot = bucket_of(id, run.buckets);
         while page_of_slot(slot) < run.page_count {
             let number = page_of_slot(slot);
             let found = self.page(run, number, &mut bytes)?.find(id);

@@ -21,7 +21,7 @@ use super::findings::{Finding, Loss};
 use super::plan::{BLOCK, Spot};
 use super::tally::Tally;
 use crate::archive::chain::links;
-use crate::archive::index::{Index, Place};
+use crate::archive::index::{Hint, Index, Place};
 use crate::archive::open::Archive;
 use crate::archive::read_exact;
 use crate::archive::snapshots::Snapshot;
@@ -61,6 +61,7 @@ pub(super) fn walk(
         context,
         tally,
         index,
+        hint: Hint::default(),
         store,
         tables: VecDeque::new(),
         proven: HashSet::new(),
@@ -105,6 +106,7 @@ struct Reach<'a, 't> {
     context: &'a Context,
     tally: &'a mut Tally<'t>,
     index: Index,
+    hint: Hint,
     store: Store,
     tables: VecDeque<Held>,
     proven: HashSet<Key>,
@@ -285,7 +287,11 @@ impl Reach<'_, '_> {
         let mut first = None;
         let mut tried = Vec::new();
         loop {
-            let place = match (self.index.find_other(id, &tried), first) {
+            let found = match tried.is_empty() {
+                true => self.index.find_near(id, &mut self.hint),
+                false => self.index.find_other(id, &tried),
+            };
+            let place = match (found, first) {
                 (Ok(Some(entry)), _) => place_of(&entry),
                 (_, Some(hit)) => return Ok(Err(hit)),
                 (Ok(None), None) => {
