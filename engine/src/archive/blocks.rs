@@ -47,7 +47,7 @@ fn read(home: &dyn Home, range: &Range<u64>) -> Result<Vec<u8>> {
 }
 
 /// `range` in pieces of `len` bytes; the last one may be shorter.
-fn pieces(range: Range<u64>, len: u64) -> impl DoubleEndedIterator<Item = Range<u64>> {
+pub(crate) fn pieces(range: Range<u64>, len: u64) -> impl DoubleEndedIterator<Item = Range<u64>> {
     let count = range.end.saturating_sub(range.start).div_ceil(len);
     (0..count).map(move |number| {
         let start = range.start + number * len;

@@ -80,7 +80,7 @@ impl Comparison<'_> {
         let untold = Ranges::default();
         let mut expected =
             Expected { cursor: self.job.cursor(), nodes: self.job.nodes(&untold)?, run: None };
-        let mut limit = Limit::new(self.context.limit_bytes_per_s);
+        let limit = Limit::new(self.context.limit_bytes_per_s);
         let mut ahead =
             Ahead::new(self.target, self.engine, pool, feeder, |(chunks, expected), bytes| {
                 Probe { chunks, expected, bytes }

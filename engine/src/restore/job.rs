@@ -5,19 +5,20 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use voltar_format::limits::BLOCK_LEN;
 use voltar_format::manifest::Volume;
 use voltar_format::map::{Node, Shape, span_of_node};
 use voltar_format::walk::{Cursor, NodeSource};
-use voltar_format::{ChunkIndex, Id};
+use voltar_format::{ChunkIndex, Id, LogOffset};
 
 use super::ranges::Ranges;
-use crate::archive::format_error;
 use crate::archive::index::Index;
 use crate::archive::open::Archive;
 use crate::archive::snapshots::Snapshot;
 use crate::archive::store::Store;
+use crate::archive::{format_error, read_exact};
 use crate::device::{Extents, Zero, ZeroMethod};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::options::OnDamage;
 
 /// What a volume is written to.
@@ -70,8 +71,8 @@ impl Job {
     /// Out of memory.
     pub fn nodes<'a>(&self, lost: &'a Ranges) -> Result<Nodes<'a>> {
         let store = Store::new(self.archive.home.clone(), self.index.clone())?;
-        let bears_damage = self.on_damage == OnDamage::Zero;
-        Ok(Nodes { store, bears_damage, lost, volume: self.volume.name.clone() })
+        let (archive, volume) = (self.archive.clone(), self.volume.name.clone());
+        Ok(Nodes { store, archive, on_damage: self.on_damage, lost, volume })
     }
 
     /// The bytes of these chunks.
@@ -82,6 +83,12 @@ impl Job {
             false => self.shape.chunk_range(ChunkIndex(chunks.end)).start,
         };
         start..end.max(start)
+    }
+
+    /// Whether `error` is damage that is borne. That a read failed is damage only as long as the
+    /// archive answers at all: one that went away in the middle holds nothing that is lost.
+    pub fn bears(&self, error: &Error) -> bool {
+        bears(self.on_damage, &self.archive, error)
     }
 
     /// `error` as the reason why these bytes of the volume cannot be had.
@@ -99,11 +106,25 @@ impl Job {
     }
 }
 
+fn bears(on_damage: OnDamage, archive: &Archive, error: &Error) -> bool {
+    let last = archive.last.as_ref().map_or(LogOffset(0), |commit| commit.offset);
+    // Not one place: it may be the one that is bad.
+    let answers =
+        || [LogOffset(0), last].iter().any(|at| read_exact(&*archive.home, *at, BLOCK_LEN).is_ok());
+    on_damage == OnDamage::Zero
+        && match error.kind() {
+            ErrorKind::Damaged => true,
+            ErrorKind::Io => answers(),
+            _ => false,
+        }
+}
+
 /// The map's nodes. Where damage is borne, a node that cannot be had is one of zeroes, and the
 /// bytes it covers are lost.
 pub struct Nodes<'a> {
     store: Store,
-    bears_damage: bool,
+    archive: Archive,
+    on_damage: OnDamage,
     lost: &'a Ranges,
     volume: String,
 }
@@ -113,7 +134,7 @@ impl NodeSource for Nodes<'_> {
 
     fn node(&mut self, id: &Id, shape: &Shape, level: u8, number: u64) -> Result<Node> {
         match self.store.node(id, shape, level, number) {
-            Err(error) if self.bears_damage && error.is_damage() => {
+            Err(error) if bears(self.on_damage, &self.archive, &error) => {
                 self.lost.add(covered(shape, level, number));
                 let children = shape.child_count(level, number);
                 Ok(Node { level, entries: vec![voltar_format::map::Entry::Zero; children] })

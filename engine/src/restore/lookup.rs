@@ -16,7 +16,7 @@ use super::neighbours::Neighbours;
 use crate::archive::index::{Place, missing};
 use crate::archive::store::place_of;
 use crate::error::{Error, Result};
-use crate::options::{Context, OnDamage};
+use crate::options::Context;
 
 /// Bytes of data in a window. Frames that lie in two windows are read twice, so it is many times
 /// a frame.
@@ -172,7 +172,7 @@ impl<'a> Lookup<'a> {
                 filling.want(&place, Item { chunk, slot: place.slot, id }, bytes.end - bytes.start);
                 Ok(())
             }
-            Err(error) if error.is_damage() && self.job.on_damage == OnDamage::Zero => {
+            Err(error) if self.job.bears(&error) => {
                 self.tally.damaged.add(bytes);
                 self.zero(&chunks, filling);
                 Ok(())

@@ -10,6 +10,7 @@ use voltar_format::limits::FRAME_STORED_LEN_MAX;
 use super::ahead::{Ahead, Bytes};
 use super::job::Job;
 use super::lookup::{Lookup, Wanted, Window};
+use crate::archive::blocks::pieces;
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::buffer::BUFFER_ALIGN;
@@ -17,7 +18,7 @@ use crate::io::buffer::BufferPool;
 use crate::options::{Context, IoEngine};
 use crate::pipeline::Feeder;
 
-/// Most bytes zeroed at once: between two of these a restore can be stopped.
+/// Most bytes of zeroes that are one worker's.
 const ZERO_LEN_MAX: u64 = 1 << 30;
 
 /// What is to be done about a part of the volume.
@@ -91,9 +92,9 @@ fn read_windows(
 ) -> Result<()> {
     while let Some(window) = next(windows, ahead)? {
         for range in window.zeroes {
-            for start in range.clone().step_by(ZERO_LEN_MAX as usize) {
+            for piece in pieces(range, ZERO_LEN_MAX) {
                 context.cancel.check()?;
-                ahead.send(Task::Zero(start..(start + ZERO_LEN_MAX).min(range.end)))?;
+                ahead.send(Task::Zero(piece))?;
             }
         }
         for wanted in window.frames {

@@ -12,7 +12,7 @@ use super::volume::How;
 use crate::cancel::Cancel;
 use crate::device::file::{FileDevice, FileIdentity};
 use crate::device::guard::{GuardRequest, guard};
-use crate::device::open::create_target_file;
+use crate::device::open::{create_target_file, sync_directory};
 use crate::device::{Device, Resize};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::ioctl;
@@ -226,7 +226,11 @@ impl Ready {
             self.device.sync().map_err(failed)?;
         }
         let _ = ioctl::forget_cached(file, &(0..size));
-        Ok(())
+        match self.undo {
+            // Its name is as new as its bytes.
+            Undo::Remove => sync_directory(self.device.path()),
+            Undo::Nothing | Undo::SetLen(_) => Ok(()),
+        }
     }
 
     /// The restore is complete and proven as far as was asked.

@@ -14,6 +14,7 @@ use super::write::Writer;
 use crate::codec::Decoder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::buffer::BufferPool;
+use crate::limit::Limit;
 use crate::observe::Phase;
 use crate::options::{Context, Delta, IoEngine};
 use crate::pipeline::{self, Plan};
@@ -216,10 +217,19 @@ impl<'a> Restore<'a> {
         let pieces = BufferPool::new(count, PIECE_BUFFER_LEN).map_err(failed)?;
         let (context, tally, blank) = (self.context, &self.tally, self.how.blank);
         let lookup = Lookup::new(self.job, marks, blank, tally, context)?;
-        let shop =
-            Shop { job: self.job, target: self.target, blank, pool: &pieces, tally, context };
+        let limit = &Limit::new(context.limit_bytes_per_s);
+        let shop = Shop {
+            job: self.job,
+            target: self.target,
+            blank,
+            pool: &pieces,
+            tally,
+            limit,
+            context,
+        };
+        let depth = self.sizes.writes;
         let mut writer =
-            Writer::new(self.target, &pieces, self.sizes.writes, self.engine, tally, context)?;
+            Writer::new(self.target, &pieces, depth, self.engine, tally, limit, context)?;
         pipeline::run(
             Plan { workers: context.worker_count(), items: self.sizes.reads },
             |feeder| produce(self.job, lookup, &frames, context, self.engine, feeder),

@@ -10,12 +10,18 @@ use voltar_format::{ChunkIndex, FormatError, Id, Structure};
 use super::job::{Job, Tally, Target};
 use super::lookup::{Item, Wanted};
 use super::read::{Read, Task};
+use crate::archive::blocks::pieces;
 use crate::archive::format_error;
 use crate::archive::store::{Store, check_id};
 use crate::codec::Decoder;
+use crate::device::ZeroMethod;
 use crate::error::{Error, Result};
 use crate::io::buffer::{Buffer, BufferPool};
-use crate::options::{Context, OnDamage};
+use crate::limit::Limit;
+use crate::options::Context;
+
+/// Most bytes zeroed at once: where a device has to write them, this is what a stop waits for.
+const ZERO_LEN_MAX: u64 = 32 << 20;
 
 /// Bytes of a buffer that holds any decoded frame.
 pub const PIECE_BUFFER_LEN: usize = FRAME_RAW_LEN_MAX as usize;
@@ -46,6 +52,8 @@ pub struct Shop<'a> {
     pub pool: &'a BufferPool,
     /// Counts.
     pub tally: &'a Tally,
+    /// What bounds the rate of the target.
+    pub limit: &'a Limit,
     /// Who watches.
     pub context: &'a Context,
 }
@@ -63,17 +71,27 @@ impl Shop<'_> {
     }
 
     fn zero(&self, range: &Range<u64>) -> Result<()> {
-        let len = range.end - range.start;
         if self.blank {
+            let len = range.end - range.start;
             self.tally.zeroed(len, None);
-        } else {
-            self.tally.touch();
-            let method = self.target.zero(range.clone()).map_err(|error| {
-                Error::io("cannot zero a range of the target", self.target.label(), error)
-                    .at(range.clone())
-            })?;
-            self.tally.zeroed(len, Some(method));
+            self.context.observer.advance(len);
+            return Ok(());
         }
+        self.tally.touch();
+        pieces(range.clone(), ZERO_LEN_MAX).try_for_each(|piece| self.zero_piece(piece))
+    }
+
+    fn zero_piece(&self, range: Range<u64>) -> Result<()> {
+        self.context.cancel.check()?;
+        let len = range.end - range.start;
+        let method = self.target.zero(range.clone()).map_err(|error| {
+            Error::io("cannot zero a range of the target", self.target.label(), error).at(range)
+        })?;
+        if method != ZeroMethod::PunchHole {
+            // The device may have been written to, zero by zero.
+            self.limit.pass(len, &self.context.cancel)?;
+        }
+        self.tally.zeroed(len, Some(method));
         self.context.observer.advance(len);
         Ok(())
     }
@@ -168,7 +186,7 @@ impl Shop<'_> {
     /// The archive cannot give these chunks: zeroes them if that is borne, or fails.
     fn lose(&self, items: &[Item], error: Error) -> Result<()> {
         let bytes = |item: &Item| self.job.shape.chunk_range(ChunkIndex(item.chunk));
-        if self.job.on_damage == OnDamage::Fail || !error.is_damage() {
+        if !self.job.bears(&error) {
             let first = items.first().map_or(0..0, bytes);
             let last = items.last().map_or(0..0, bytes);
             return Err(self.job.lost(&(first.start..last.end), error));

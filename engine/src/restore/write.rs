@@ -18,7 +18,7 @@ pub struct Writer<'a> {
     target: &'a dyn Target,
     tally: &'a Tally,
     context: &'a Context,
-    limit: Limit,
+    limit: &'a Limit,
     queue: Queue,
     depth: usize,
     /// By token: the piece on its way, and those that follow from the same buffer.
@@ -38,6 +38,7 @@ impl<'a> Writer<'a> {
         depth: usize,
         engine: IoEngine,
         tally: &'a Tally,
+        limit: &'a Limit,
         context: &'a Context,
     ) -> Result<Writer<'a>> {
         let driver = target
@@ -48,7 +49,7 @@ impl<'a> Writer<'a> {
             target,
             tally,
             context,
-            limit: Limit::new(context.limit_bytes_per_s),
+            limit,
             queue: Queue::new(driver, target.geometry(), depth as u32),
             depth,
             chains: HashMap::new(),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use voltar_engine::archive::Home;
 use voltar_engine::device::hostile::{Fault, FaultPlan, HostileDevice, Which};
 use voltar_engine::device::memory::MemoryDevice;
 use voltar_engine::error::{ErrorKind, Result};
@@ -206,7 +207,7 @@ fn short_late_and_interrupted_transfers_are_not_noticed() {
 
 /// The newest snapshot's first volume onto a target.
 fn restore(
-    home: &MemoryDevice,
+    home: &(impl Home + Clone + 'static),
     target: &HostileDevice,
     delta: Delta,
     on_damage: OnDamage,
@@ -402,6 +403,36 @@ fn a_restore_never_writes_what_a_flipped_bit_made() {
     }
     println!("{whole} whole, {lost} with damage");
     assert!(whole > 0 && lost > 0);
+}
+
+/// An archive that goes away in the middle holds nothing that is lost: whoever bears damage does not
+/// bear that.
+#[test]
+fn an_archive_that_vanishes_is_no_damage() {
+    let home = with_one();
+    let calm = HostileDevice::new(home.deep_clone(), plan(vec![]));
+    let bear = |archive: &HostileDevice, target: &HostileDevice| {
+        restore(archive, target, Delta::Off, OnDamage::Zero)
+    };
+    let target = || HostileDevice::new(MemoryDevice::from_bytes(&noise(4, 60_013)), plan(vec![]));
+    bear(&calm, &target()).unwrap();
+    let (reads, _, _) = calm.counts();
+    let mut failed = 0;
+    for nth in 0..reads {
+        let what = format!("gone from read {nth} on");
+        let archive = HostileDevice::new(home.deep_clone(), plan(vec![Fault::Vanish { nth }]));
+        let target = target();
+        let shared = target.clone();
+        let outcome = within(SECONDS, &what, move || bear(&archive, &shared));
+        match outcome {
+            Ok(report) => {
+                assert!(report.damaged.is_empty(), "{what}: {:?}", report.damaged);
+                assert!(target.written().bytes() == content(1), "{what}: wrong bytes");
+            }
+            Err(_) => failed += 1,
+        }
+    }
+    assert!(failed > 0);
 }
 
 /// A write that lands elsewhere is found by the next verification.
