@@ -1,6 +1,7 @@
 //! The byte stream of the log: appended front to back, to a file or to a pipe.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::sync::Arc;
 
 use voltar_format::LogOffset;
@@ -20,7 +21,7 @@ const WHOLE_LEN_MIN: usize = 256 << 10;
 /// Where the stream goes.
 enum Sink {
     Home(Box<HomeSink>),
-    Stream(Box<dyn Write>),
+    Stream(BufWriter<File>),
     Nowhere,
 }
 
@@ -70,9 +71,9 @@ impl LogWriter {
         Ok(LogWriter { position: position.0, sink: Sink::Home(Box::new(sink)) })
     }
 
-    /// Writes to a pipe, from the archive's first byte.
-    pub fn to_stream(stream: Box<dyn Write>) -> LogWriter {
-        LogWriter { position: 0, sink: Sink::Stream(stream) }
+    /// Writes to a pipe or an empty file, from the archive's first byte.
+    pub fn to_stream(stream: File) -> LogWriter {
+        LogWriter { position: 0, sink: Sink::Stream(BufWriter::with_capacity(WRITE_LEN, stream)) }
     }
 
     /// Counts and throws away: for a dry run.
@@ -139,7 +140,14 @@ impl LogWriter {
             Sink::Home(sink) => sink.home.sync().map_err(|error| {
                 Error::io("cannot make the archive durable", sink.home.label(), error)
             }),
-            Sink::Stream(_) | Sink::Nowhere => Ok(()),
+            // Of a pipe, whoever reads it makes durable what it was.
+            Sink::Stream(stream) => {
+                match stream.get_ref().metadata().map_err(pipe_error)?.is_file() {
+                    true => stream.get_ref().sync_all().map_err(pipe_error),
+                    false => Ok(()),
+                }
+            }
+            Sink::Nowhere => Ok(()),
         }
     }
 }

@@ -3,9 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 use voltar_format::header::Header;
 use voltar_format::limits::{BLOCK_LEN, CHUNK_LEN_DEFAULT};
@@ -22,7 +20,7 @@ use crate::archive::{Home, format_error};
 use crate::device::Device;
 use crate::device::file::{FileDevice, FileIdentity};
 use crate::device::loops::share_bytes;
-use crate::device::open::{RELEASE_GRACE, directory_of, open_archive_stdout, open_archive_writer};
+use crate::device::open::{open_archive_stdout, open_archive_writer, sync_directory, try_lock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::{ArchiveHome, BackupRequest, Changes, Context, Dedup, ParentChoice};
 use crate::source::{Change, Degraded, Proof, View, check_coverage, file};
@@ -137,7 +135,7 @@ pub fn open_target(
     }
     let device = open_archive_writer(path)?;
     refuse_source(device.identity(), sources, device.label())?;
-    lock(&device)?;
+    lock(device.file(), device.label())?;
     open_home(Arc::new(device), request.dry_run, || sync_directory(path))
 }
 
@@ -148,6 +146,19 @@ fn stdout(sources: &[FileIdentity]) -> Result<File> {
     let identity =
         FileIdentity::of(&file).map_err(|error| Error::io("cannot ask", label, error))?;
     refuse_source(&identity, sources, label)?;
+    let metadata = file.metadata().map_err(|error| Error::io("cannot ask", label, error))?;
+    if metadata.is_file() {
+        lock(&file, label)?;
+    }
+    // An archive starts with the file's first byte: behind something else nobody would find it.
+    if metadata.is_file() && metadata.len() > 0 {
+        return Err(Error::new(ErrorKind::InvalidRequest, "the file holds something already")
+            .on(label)
+            .meaning("nothing was written")
+            .hint(
+                "to add to an archive, name it instead of `-`; for a new one, use another file",
+            ));
+    }
     Ok(file)
 }
 
@@ -162,37 +173,16 @@ fn refuse_source(archive: &FileIdentity, sources: &[FileIdentity], label: &str) 
     }
 }
 
-/// Takes the lock, or says at once that another holds it. At once is [`RELEASE_GRACE`]: the kernel
-/// lets go of a killed process's files only when its requests in flight are through.
-fn lock(device: &FileDevice) -> Result<()> {
-    let started = Instant::now();
-    let mut outcome = device.file().try_lock();
-    while matches!(outcome, Err(std::fs::TryLockError::WouldBlock))
-        && started.elapsed() < RELEASE_GRACE
-    {
-        std::thread::sleep(RELEASE_GRACE / 50);
-        outcome = device.file().try_lock();
+/// Takes the archive's lock, or says that another writer holds it.
+fn lock(archive: &File, label: &str) -> Result<()> {
+    match try_lock(archive) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::new(ErrorKind::Busy, "another writer holds the archive")
+            .on(label)
+            .meaning("nothing was changed")
+            .hint("wait until it is done, and run this again")),
+        Err(error) => Err(Error::io("cannot lock the archive", label, error)),
     }
-    match outcome {
-        Ok(()) => Ok(()),
-        Err(std::fs::TryLockError::WouldBlock) => {
-            Err(Error::new(ErrorKind::Busy, "another writer holds the archive")
-                .on(device.label())
-                .meaning("nothing was changed")
-                .hint("wait until it is done, and run this again"))
-        }
-        Err(std::fs::TryLockError::Error(error)) => {
-            Err(Error::io("cannot lock the archive", device.label(), error))
-        }
-    }
-}
-
-/// Makes a file's name durable, which is behind the links in `path`.
-fn sync_directory(path: &Path) -> Result<()> {
-    let sync = || File::open(directory_of(&std::fs::canonicalize(path)?))?.sync_all();
-    sync().map_err(|error| {
-        Error::io("cannot sync the directory of", path.display().to_string(), error)
-    })
 }
 
 /// Opens the archive in `home`, or makes it one: before the header is written `keep_name` makes the

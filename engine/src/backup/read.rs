@@ -376,6 +376,9 @@ impl Reader<'_, '_, '_> {
     fn salvage(&self, range: Range<u64>, buffer: &mut Buffer) -> Result<Vec<Range<u64>>> {
         let block = u64::from(self.source.device.geometry().block_len);
         buffer.set_len((range.end - range.start) as usize);
+        // These reads go through the page cache, where another opener may have left older bytes.
+        // A wish: what it keeps is said to be readable by the kernel.
+        let _ = self.source.device.forget(range.clone());
         let mut bad: Vec<Range<u64>> = Vec::new();
         let mut at = range.start;
         while at < range.end {

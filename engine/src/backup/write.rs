@@ -1,5 +1,7 @@
 //! The consumer: appends frames, builds maps, and commits.
 
+use std::fs::File;
+use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -395,14 +397,14 @@ impl<'a> Backup<'a> {
     }
 
     fn write_file(&mut self, number: u16, name: String, path: &Path) -> Result<Attached> {
-        let bytes = read_attached(path)?;
+        let mut file = AttachedFile::open(path)?;
         let mut pieces = Vec::new();
-        for (piece, offset) in
-            bytes.chunks(FRAME_RAW_LEN_MAX as usize).zip((0..).step_by(FRAME_RAW_LEN_MAX as usize))
-        {
-            pieces.push(self.store_item(piece, ItemKind::Attached, number, offset)?);
+        let mut size = 0;
+        while let Some(piece) = file.next_piece()? {
+            pieces.push(self.store_item(piece, ItemKind::Attached, number, size)?);
+            size += piece.len() as u64;
         }
-        Ok(Attached { name, size: bytes.len() as u64, pieces })
+        Ok(Attached { name, size, pieces })
     }
 
     /// Commits, unless it is a dry run.
@@ -530,12 +532,10 @@ fn check_limits(
 fn fresh_session(target: &Target, time_ns: i64, fresh: &Arc<Fresh>) -> Result<Session> {
     let (log, label) = match target {
         Target::Stdout(file) => {
-            // A pipe is written in the pieces that frames come in.
             let file = file
                 .try_clone()
                 .map_err(|error| Error::io("cannot open", "standard output", error))?;
-            let stream = std::io::BufWriter::with_capacity(1 << 20, file);
-            (LogWriter::to_stream(Box::new(stream)), "standard output")
+            (LogWriter::to_stream(file), "standard output")
         }
         _ => (LogWriter::to_nowhere(voltar_format::LogOffset(0)), "a dry run"),
     };
@@ -656,18 +656,44 @@ fn check_size(view: &View) -> Result<()> {
     }
 }
 
-fn read_attached(path: &Path) -> Result<Vec<u8>> {
-    use std::io::Read;
-    let failed =
-        |error| Error::io("cannot read the file to attach", path.display().to_string(), error);
-    let file = std::fs::File::open(path).map_err(failed)?;
-    let mut bytes = Vec::new();
-    file.take(ATTACHED_LEN_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
-    match bytes.len() as u64 <= ATTACHED_LEN_MAX {
-        true => Ok(bytes),
-        false => Err(Error::new(ErrorKind::InvalidRequest, "the file to attach is too large")
+/// A file to attach, read piece by piece: what it may be long is a share of all memory allowed.
+struct AttachedFile<'a> {
+    path: &'a Path,
+    file: std::io::Take<File>,
+    piece: Vec<u8>,
+}
+
+impl<'a> AttachedFile<'a> {
+    fn open(path: &'a Path) -> Result<AttachedFile<'a>> {
+        let failed = |error| Self::failed(path, error);
+        let file = File::open(path).map_err(failed)?;
+        match file.metadata().map_err(failed)?.len() <= ATTACHED_LEN_MAX {
+            true => {
+                Ok(AttachedFile { path, file: file.take(ATTACHED_LEN_MAX + 1), piece: Vec::new() })
+            }
+            false => Err(Self::too_large(path)),
+        }
+    }
+
+    fn next_piece(&mut self) -> Result<Option<&[u8]>> {
+        self.piece.clear();
+        let mut piece = self.file.by_ref().take(FRAME_RAW_LEN_MAX.into());
+        piece.read_to_end(&mut self.piece).map_err(|error| Self::failed(self.path, error))?;
+        match self.file.limit() {
+            // It grew meanwhile.
+            0 => Err(Self::too_large(self.path)),
+            _ => Ok(Some(&self.piece[..]).filter(|piece| !piece.is_empty())),
+        }
+    }
+
+    fn failed(path: &Path, error: std::io::Error) -> Error {
+        Error::io("cannot read the file to attach", path.display().to_string(), error)
+    }
+
+    fn too_large(path: &Path) -> Error {
+        Error::new(ErrorKind::InvalidRequest, "the file to attach is too large")
             .on(path.display().to_string())
-            .hint("attached files are small, 64 MiB at most; back it up as a volume instead")),
+            .hint("attached files are small, 64 MiB at most; back it up as a volume instead")
     }
 }
 

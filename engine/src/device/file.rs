@@ -194,6 +194,16 @@ impl FileDevice {
         }
     }
 
+    /// Has the next reads of a block device show what is on it. Another opener may have kept pages
+    /// of it in the cache while its bytes changed below: on another host, or by a name of the same
+    /// bytes that has a cache of its own. A wish: it takes rights that not everybody has.
+    pub fn forget_cached(&self) {
+        if self.identity.is_block {
+            let _ = ioctl::flush_block_cache(self.file());
+            let _ = ioctl::forget_cached(self.file(), &(0..self.identity.size));
+        }
+    }
+
     /// The page at a block device's ragged end is read through the page cache; what another
     /// opener left there may be old.
     fn forget_stale_tail(&self) {

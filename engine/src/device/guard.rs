@@ -18,7 +18,7 @@ use nix::errno::Errno;
 
 use super::file::{Access, FileDevice, FileIdentity};
 use super::in_use::{self, Use};
-use super::open::{RELEASE_GRACE, check_kind, look};
+use super::open::{RELEASE_GRACE, check_kind, look, try_lock};
 use super::{Device, ExtentKind, Extents, loops};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::ioctl;
@@ -91,9 +91,11 @@ pub fn guard(target: &Path, request: &GuardRequest) -> Result<Cleared> {
     refuse_used(target, in_use::from_outside(&seen))?;
     let device = open(target, &seen)?;
     refuse_replaced(target, &seen, device.identity())?;
+    claim(target, &device)?;
     refuse_read_only(target, &device)?;
     refuse_used(target, in_use::by_qemu(device.file()))?;
     refuse_small(target, &device, request)?;
+    device.forget_cached();
     let holds_data = holds_data(&device).map_err(|error| {
         Error::io("cannot read the target", target.display().to_string(), error)
     })?;
@@ -176,6 +178,22 @@ fn open(target: &Path, seen: &FileIdentity) -> Result<FileDevice> {
             _ => super::open::in_words("cannot open the target", target, error),
         }
     })
+}
+
+/// Claims a regular file as `O_EXCL` claims a block device: of two restores that were started at
+/// once only one goes on.
+fn claim(target: &Path, device: &FileDevice) -> Result<()> {
+    if device.identity().is_block {
+        return Ok(());
+    }
+    match try_lock(device.file()) {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            let hint = "wait until it is done, or choose another target";
+            Err(refusal(target, "another program holds its lock", hint))
+        }
+        Err(error) => Err(super::open::in_words("cannot lock the target", target, error)),
+    }
 }
 
 fn is_read_only(target: &Path) -> bool {
@@ -359,6 +377,35 @@ mod tests {
             let resume = GuardRequest { resume_allowed: true, ..request() };
             assert!(guard(&target, &resume).is_ok());
         }
+    }
+
+    /// Another opener keeps pages of a device in the cache while its bytes change below.
+    #[test]
+    fn data_is_looked_for_on_the_medium() {
+        let folder = tempfile::tempdir().unwrap();
+        let backing = file_with(folder.path(), "backing", &vec![0; LEN]);
+        let Some(device) = Loop::set_up(&backing, &[]) else { return };
+        let reader = File::open(&device.path).unwrap();
+        let mut bytes = vec![1; LEN];
+        std::os::unix::fs::FileExt::read_exact_at(&reader, &mut bytes, 0).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 0));
+        let below = fs::OpenOptions::new().write(true).open(&backing).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&below, &pattern(LEN, 3), 0).unwrap();
+        below.sync_all().unwrap();
+        drop(below);
+        let error = guard(&device.path, &request()).map(|_| ()).unwrap_err();
+        assert!(error.to_string().contains("it holds data"), "{error}");
+        drop(reader);
+    }
+
+    #[test]
+    fn of_two_that_want_one_file_one_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = file_with(folder.path(), "target", &vec![0; LEN]);
+        let first = guard(&target, &request()).unwrap();
+        assert_refused(&target, &request(), "another program holds its lock");
+        drop(first);
+        assert!(guard(&target, &request()).is_ok());
     }
 
     #[test]

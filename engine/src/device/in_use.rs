@@ -52,7 +52,8 @@ pub(super) fn from_outside(target: &FileIdentity) -> Option<Use> {
     let family = target.node().family();
     let loops = loops::all();
     used(&family, &loops).or_else(|| {
-        loops::below(&family, &loops).into_iter().find_map(|device| used_below(device, &loops))
+        let (standing, _) = loops::below(&family, &loops);
+        standing.into_iter().find_map(|device| used_below(device, &loops))
     })
 }
 

@@ -46,18 +46,26 @@ pub(super) fn all() -> Vec<Loop> {
     sysfs::loops().iter().filter_map(|directory| describe(directory)).collect()
 }
 
-/// The loop devices of `loops` that `family` stands on, and those that these stand on.
-pub(super) fn below<'a>(family: &[Node], loops: &'a [Loop]) -> Vec<&'a Loop> {
-    let mut found: Vec<&Loop> = Vec::new();
+/// What `family` stands on, by loop devices of `loops` and by mappings (dm, md), all the way down:
+/// the loop devices, and what they and the mappings lead to.
+pub(super) fn below<'a>(family: &[Node], loops: &'a [Loop]) -> (Vec<&'a Loop>, Vec<Node>) {
+    let (mut standing, mut below) = (Vec::new(), Vec::new());
     let mut nodes = family.to_vec();
+    let mut seen = nodes.clone();
     while let Some(node) = nodes.pop() {
-        let standing = loops.iter().find(|device| Node::Block(device.number) == node);
-        if let Some(device) = standing.filter(|device| !found.contains(device)) {
-            found.push(device);
-            nodes.extend(device.backing.family());
+        let device = loops.iter().find(|device| Node::Block(device.number) == node);
+        standing.extend(device);
+        let backing = device.map(|device| device.backing.family()).unwrap_or_default();
+        // Of a disk only the mapped partition: its others are not what this one stands on.
+        for next in backing.into_iter().chain(node.mapped_onto()) {
+            if !seen.contains(&next) {
+                seen.push(next);
+                nodes.push(next);
+            }
+            below.push(next);
         }
     }
-    found
+    (standing, below)
 }
 
 /// Whether writing to one changes bytes of the other: they are the same, a disk and its partition,
@@ -65,14 +73,13 @@ pub(super) fn below<'a>(family: &[Node], loops: &'a [Loop]) -> Vec<&'a Loop> {
 pub(crate) fn share_bytes(one: &FileIdentity, other: &FileIdentity) -> bool {
     let loops = all();
     let (one, other) = (one.node().family(), other.node().family());
-    let (below_one, below_other) = (below(&one, &loops), below(&other, &loops));
-    let stands_on = |below: &[&Loop], nodes: &[Node]| {
-        below.iter().flat_map(|device| device.backing.family()).any(|node| nodes.contains(&node))
-    };
-    one.iter().any(|node| other.contains(node))
-        || stands_on(&below_one, &other)
-        || stands_on(&below_other, &one)
-        || below_one.iter().any(|device| below_other.iter().any(|other| device.overlaps(other)))
+    let (loops_one, below_one) = below(&one, &loops);
+    let (loops_other, below_other) = below(&other, &loops);
+    let meet = |these: &[Node], those: &[Node]| these.iter().any(|node| those.contains(node));
+    meet(&one, &other)
+        || meet(&below_one, &other)
+        || meet(&below_other, &one)
+        || loops_one.iter().any(|device| loops_other.iter().any(|other| device.overlaps(other)))
 }
 
 fn describe(directory: &Path) -> Option<Loop> {
@@ -124,10 +131,10 @@ mod tests {
         let (upper, lower) = (u64::MAX, u64::MAX - 1);
         let loops =
             [device(upper, Node::Block(lower), 0..1), device(lower, Node::File(1, 2), 0..1)];
-        assert_eq!(below(&[Node::Block(upper)], &loops).len(), 2);
-        assert_eq!(below(&[Node::File(1, 2)], &loops).len(), 0);
+        assert_eq!(below(&[Node::Block(upper)], &loops).0.len(), 2);
+        assert_eq!(below(&[Node::File(1, 2)], &loops).0.len(), 0);
         let ring =
             [device(upper, Node::Block(lower), 0..1), device(lower, Node::Block(upper), 0..1)];
-        assert_eq!(below(&[Node::Block(upper)], &ring).len(), 2);
+        assert_eq!(below(&[Node::Block(upper)], &ring).0.len(), 2);
     }
 }

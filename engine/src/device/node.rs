@@ -31,6 +31,12 @@ impl Node {
         }
     }
 
+    /// What a block device is mapped onto (dm, md, bcache).
+    pub(super) fn mapped_onto(self) -> Vec<Node> {
+        let slaves = self.block_number().map(sysfs::slaves).unwrap_or_default();
+        slaves.into_iter().map(Node::Block).collect()
+    }
+
     /// Itself and, of a block device, its partitions and the disk it is a partition of.
     pub(super) fn family(self) -> Vec<Node> {
         match self {

@@ -1,11 +1,11 @@
 //! Opening what the user named, with failures in the user's words.
 
-use std::fs::{File, FileType, Metadata, OpenOptions};
+use std::fs::{File, FileType, Metadata, OpenOptions, TryLockError};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::file::{Access, FileDevice};
 use super::{Device, Resize};
@@ -86,6 +86,36 @@ pub fn open_archive_writer(path: &Path) -> Result<FileDevice> {
         }
         Err(error) => Err(words(error)),
     }
+}
+
+/// Takes the lock of a file that is to be written by one program alone (`flock(2)`); `false` if
+/// another holds it and does not let go within [`RELEASE_GRACE`].
+///
+/// # Errors
+/// The system's.
+pub fn try_lock(file: &File) -> io::Result<bool> {
+    let started = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::WouldBlock) if started.elapsed() < RELEASE_GRACE => {
+                std::thread::sleep(RELEASE_GRACE / 50);
+            }
+            Err(TryLockError::WouldBlock) => return Ok(false),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+}
+
+/// Makes a file's name durable, which is behind the links in `path`.
+///
+/// # Errors
+/// Of syncing.
+pub fn sync_directory(path: &Path) -> Result<()> {
+    let sync = || File::open(directory_of(&std::fs::canonicalize(path)?))?.sync_all();
+    sync().map_err(|error| {
+        Error::io("cannot sync the directory of", path.display().to_string(), error)
+    })
 }
 
 /// Standard output, for an archive: a pipe or a file.

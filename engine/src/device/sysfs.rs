@@ -55,6 +55,13 @@ pub(super) fn holders(number: DeviceNumber) -> Vec<String> {
     entries(&directory.join("holders")).map(|path| device_words(&path)).collect()
 }
 
+/// The devices that this one (dm, md, bcache) stands on.
+pub(super) fn slaves(number: DeviceNumber) -> Vec<DeviceNumber> {
+    let directory = directory(number);
+    let slaves = directory.map(|directory| directory.join("slaves"));
+    slaves.iter().flat_map(|slaves| entries(slaves)).filter_map(|path| number_of(&path)).collect()
+}
+
 /// Directories of the loop devices that are set up.
 pub(super) fn loops() -> Vec<PathBuf> {
     entries(Path::new("/sys/block"))

@@ -96,6 +96,26 @@ fn standard_output_is_never_a_source() {
     assert_same(&fs::read(&path).unwrap(), &bytes, "the source");
 }
 
+/// Behind other bytes nobody would find the archive, and behind another archive's last commit the
+/// next backup would cut it off.
+#[test]
+fn an_archive_is_not_written_behind_what_a_file_holds() {
+    let scratch = Scratch::new();
+    scratch.write("disk", &disk(1, 300_000));
+    voltar(&scratch, "backup disk a.voltar").ok();
+    scratch.write("text", b"not empty");
+    for name in ["a.voltar", "text"] {
+        let before = scratch.read(name);
+        let out = File::options().append(true).open(scratch.path(name)).unwrap();
+        let ran = voltar(&scratch, "backup disk -").stdout(out).run().expect(1);
+        assert!(ran.stderr.contains("the file holds something already"), "{}", ran.stderr);
+        assert_same(&scratch.read(name), &before, name);
+    }
+    let out = File::create(scratch.path("b.voltar")).unwrap();
+    voltar(&scratch, "backup disk -").stdout(out).run().expect(0);
+    voltar(&scratch, "verify b.voltar").ok();
+}
+
 #[test]
 fn the_second_writer_is_sent_away_at_once() {
     let scratch = Scratch::new();

@@ -45,6 +45,35 @@ fn two_writers_take_turns() {
     assert_eq!(verify["snapshots"], done);
 }
 
+/// Two restores onto one file: never both, and what is there is one of them.
+#[test]
+fn two_restores_onto_one_file_are_not_mixed() {
+    let scratch = Scratch::new();
+    let contents = [1, 2].map(|generation| stamped(1, 0, generation, LEN));
+    for bytes in &contents {
+        scratch.write("disk", bytes);
+        voltar(&scratch, "backup disk a.voltar").ok();
+    }
+    let mut refused = 0;
+    for _ in 0..8 {
+        scratch.write("target", &vec![7; LEN]);
+        let runs = ["latest~1", "latest"].map(|snapshot| {
+            voltar(&scratch, &format!("restore a.voltar@{snapshot} target --overwrite --limit 16M")).start()
+        });
+        let codes = runs.map(|running| running.wait()).map(|ran| ran.code());
+        let restored = scratch.read("target");
+        match codes {
+            [Some(0), Some(5)] => assert!(restored == contents[0], "the first was written over"),
+            [Some(5), Some(0)] => assert!(restored == contents[1], "the second was written over"),
+            // One after the other.
+            [Some(0), Some(0)] => assert!(contents.contains(&restored), "they were mixed"),
+            codes => panic!("{codes:?}"),
+        }
+        refused += u32::from(codes != [Some(0); 2]);
+    }
+    assert!(refused > 0, "they never met");
+}
+
 /// Tells a loop to end, even if the test fails.
 struct Ends<'a>(&'a AtomicBool);
 
