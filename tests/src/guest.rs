@@ -1,0 +1,80 @@
+//! Runs scripts in the test guest (`tests/guest`): a virtual machine with device mapper, LVM and
+//! ZFS, made of Debian packages, with the voltar of this tree in it.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+use crate::command::{program, root};
+use crate::skip::skip;
+
+/// Seconds that a script may take; ten times what it takes on an idle machine.
+const SECONDS_MAX: u32 = 900;
+
+/// The status by which `run.sh` says that no guest can be had here.
+const NO_GUEST: i32 = 77;
+
+/// One guest takes all the processors that there are.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// A disk of the guest.
+#[derive(Clone, Copy, Debug)]
+pub enum Disk<'a> {
+    /// A blank one of so many MiB, gone when the guest is.
+    Blank(u32),
+    /// A raw file; what the guest writes stays in it.
+    Kept(&'a Path),
+}
+
+/// Runs `tests/guest/scripts/NAME.sh` in a fresh guest with these disks, `$D0`, `$D1` and so on
+/// there; `tool` is a program of ours that it gets beside voltar. Returns what it printed, or
+/// `None` if `test` was skipped because there can be no guest here.
+///
+/// # Panics
+/// If the script fails, or ends without having checked anything.
+pub fn run(test: &str, name: &str, disks: &[Disk<'_>], tool: &str) -> Option<String> {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = root().join("tests/guest");
+    let mut command = Command::new(folder.join("run.sh"));
+    command.args(["-t", &SECONDS_MAX.to_string(), "-b", tool, "-p"]).arg(folder.join("scripts"));
+    for disk in disks {
+        match disk {
+            Disk::Blank(mib) => command.args(["-d", &format!("{mib}M")]),
+            Disk::Kept(file) => command.arg("-D").arg(file),
+        };
+    }
+    let output = command
+        .arg(format!("bash scripts/{name}.sh"))
+        .env("VOLTAR_BIN", program())
+        .stdin(Stdio::null())
+        .output()
+        .expect("run.sh starts");
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(NO_GUEST) {
+        skip(test, complaints.trim().lines().last().unwrap_or("no guest"));
+        return None;
+    }
+    assert!(output.status.success(), "{name}.sh: {}\n{printed}{complaints}", output.status);
+    let checks = checks(&printed);
+    assert!(checks.is_some_and(|checks| checks > 0), "{name}.sh checked nothing:\n{printed}");
+    eprint!("{printed}");
+    Some(printed)
+}
+
+/// The number in the last line, `N checks passed`.
+fn checks(printed: &str) -> Option<u64> {
+    printed.lines().last()?.strip_suffix(" checks passed")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_must_say_that_it_came_to_its_end() {
+        assert_eq!(checks("[3] step\n17 checks passed\n"), Some(17));
+        assert_eq!(checks("17 checks passed\nand then nothing\n"), None);
+        assert_eq!(checks(""), None);
+    }
+}
