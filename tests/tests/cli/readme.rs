@@ -55,8 +55,12 @@ fn the_commands_of_the_readme_work_when_pasted() {
 #[test]
 fn the_tests_that_reliability_md_names_exist() {
     let document = std::fs::read_to_string(root().join("RELIABILITY.md")).unwrap();
-    let folders =
-        [("engine", "engine/tests"), ("model", "tests/tests/model"), ("cli", "tests/tests/cli")];
+    let folders = [
+        ("engine", "engine/tests"),
+        ("model", "tests/tests/model"),
+        ("cli", "tests/tests/cli"),
+        ("guest", "tests/tests/guest"),
+    ];
     let mut found = 0;
     for name in document.split('`') {
         let parts: Vec<&str> = name.split("::").collect();

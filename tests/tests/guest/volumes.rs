@@ -1,0 +1,17 @@
+//! LVM and ZFS volumes, as the plain block devices that they are.
+
+use voltar_tests::guest::{Disk, run};
+
+use crate::SECTORS;
+
+const DISKS: [Disk<'_>; 2] = [Disk::Blank(128), Disk::Blank(128)];
+
+#[test]
+fn thin_thick_and_zfs_volumes_there_and_back() {
+    run("thin_thick_and_zfs_volumes_there_and_back", "smoke", &DISKS, SECTORS);
+}
+
+#[test]
+fn volumes_that_lvm_zfs_or_a_mapping_use_are_refused() {
+    run("volumes_that_lvm_zfs_or_a_mapping_use_are_refused", "guard", &DISKS, SECTORS);
+}
