@@ -2,6 +2,7 @@
 //! what is worked out here from what they leave.
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod faults;
 mod volumes;
 
 /// The helper of the guest's scripts.
