@@ -9,6 +9,7 @@ pub mod guest;
 pub mod sectors;
 pub mod skip;
 pub mod source;
+pub mod write_log;
 
 pub use command::{Ran, Running, Voltar, is_root, program, root};
 pub use data::{Rng, Scratch};
