@@ -4,6 +4,11 @@
 use serde::Serialize;
 use voltar_engine::report::{BackupReport, DiffReport, RestoreReport};
 
+/// What had been done by a command that was stopped: the failure stands beside it.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub struct Partial<R>(pub R);
+
 /// What a backup did, and whether it only rehearsed.
 #[derive(Debug, Serialize)]
 pub struct Backup {

@@ -2,10 +2,11 @@
 //!
 //! One public [`Error`]: a small [`ErrorKind`] for control flow and exit codes, the operation,
 //! the object and the byte range for diagnosis, and a boxed source for detail. `Display` never
-//! repeats its source; whoever prints walks the chain. This module names no other module.
+//! repeats its source; whoever prints walks the chain. An operation that is stopped after part of
+//! its work says so in a [`Failed`]. This module names no other module.
 
 use std::fmt;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 /// The engine's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -197,9 +198,72 @@ impl std::error::Error for Error {
     }
 }
 
+/// What stopped an operation, beside the report of what it had done until then.
+#[derive(Debug)]
+pub struct Failed<R> {
+    /// What stopped it.
+    pub error: Error,
+    /// What it had done; `None` if it failed before there was anything to do.
+    pub report: Option<Box<R>>,
+}
+
+impl<R> Failed<R> {
+    /// `report` as that of an operation that came to its end, or that was stopped by an error.
+    ///
+    /// # Errors
+    /// `outcome`'s.
+    pub fn unless(outcome: Result<()>, report: R) -> Result<R, Failed<R>> {
+        match outcome {
+            Ok(()) => Ok(report),
+            Err(error) => Err(Failed { error, report: Some(Box::new(report)) }),
+        }
+    }
+}
+
+impl<R> From<Error> for Failed<R> {
+    fn from(error: Error) -> Self {
+        Failed { error, report: None }
+    }
+}
+
+impl<R> From<Failed<R>> for Error {
+    fn from(failed: Failed<R>) -> Self {
+        failed.error
+    }
+}
+
+impl<R> Deref for Failed<R> {
+    type Target = Error;
+
+    fn deref(&self) -> &Error {
+        &self.error
+    }
+}
+
+impl<R> fmt::Display for Failed<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl<R: fmt::Debug> std::error::Error for Failed<R> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.source()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_done_stands_beside_what_stopped_it() {
+        assert_eq!(Failed::unless(Ok(()), 7).unwrap(), 7);
+        let failed = Failed::unless(Err(Error::new(ErrorKind::Busy, "x")), 7).unwrap_err();
+        assert_eq!((failed.kind(), failed.report.as_deref()), (ErrorKind::Busy, Some(&7)));
+        let early: Failed<u8> = Error::new(ErrorKind::Busy, "x").into();
+        assert!(early.report.is_none());
+    }
 
     #[test]
     fn display_names_object_and_range_but_not_the_source() {

@@ -5,15 +5,16 @@ use serde::Serialize;
 /// What a backup did.
 #[derive(Clone, Debug, Serialize)]
 pub struct BackupReport {
-    /// The new snapshot's id in hexadecimal; `None` for a dry run.
+    /// The new snapshot's id in hexadecimal; `None` for a dry run, or if it failed.
     pub snapshot: Option<String>,
     /// The parent's id, if there is one.
     pub parent: Option<String>,
     /// The archive's path, `-` for standard output.
     pub archive: String,
-    /// One entry per volume, in the order asked.
+    /// One entry per volume that was read to its end, in the order asked.
     pub volumes: Vec<VolumeBackup>,
-    /// Bytes appended to the archive.
+    /// Bytes appended to the archive. Of a backup that failed: bytes that the next run need not
+    /// store again; none if it was the archive that could not be written.
     pub stored_bytes: u64,
     /// Stored bytes an interrupted run had sealed, taken over by this one.
     pub resumed_bytes: u64,
@@ -68,7 +69,7 @@ pub struct ByteRange {
 pub struct RestoreReport {
     /// The snapshot's id.
     pub snapshot: String,
-    /// One entry per volume, in the order asked.
+    /// One entry per volume that was begun, in the order asked.
     pub volumes: Vec<VolumeRestore>,
     /// Whether the target was read again and proven equal.
     pub read_back: bool,
@@ -87,6 +88,8 @@ pub struct VolumeRestore {
     pub target: String,
     /// The volume's size in bytes.
     pub size: u64,
+    /// Whether all of it was brought back; of a volume that is not, the figures say how far.
+    pub complete: bool,
     /// Bytes written as data.
     pub written_bytes: u64,
     /// Bytes zeroed.
@@ -108,7 +111,7 @@ pub struct VolumeRestore {
 pub struct VerifyReport {
     /// The archive's path.
     pub archive: String,
-    /// Whether everything that was looked at is whole.
+    /// Whether everything was looked at that was to be, and is whole.
     pub ok: bool,
     /// Snapshots looked at.
     pub snapshots: u64,

@@ -501,8 +501,13 @@ fn work_is_kept_when_the_source_fails() {
         ..view(&bytes, None)
     };
     let to: Arc<dyn Home> = Arc::clone(&home) as _;
-    let outcome = backup::run_in(&request(), &[good, broken], to, &Context::default());
-    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Io);
+    let failed = backup::run_in(&request(), &[good, broken], to, &Context::default()).unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::Io);
+    let done = failed.report.unwrap();
+    assert_eq!((done.snapshot, done.volumes.len()), (None, 1));
+    assert_eq!(done.volumes[0].read_bytes, bytes.len() as u64);
+    let left = home.len().unwrap();
+    assert!((bytes.len() as u64..left).contains(&done.stored_bytes), "{}", done.stored_bytes);
     let report = back_up(&home, view(&bytes, None), &request());
     assert!(report.resumed_bytes > 0);
     assert_eq!(report.volumes[0].new_bytes, 0);

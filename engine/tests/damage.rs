@@ -70,7 +70,7 @@ fn try_back_up(
         change_source: changes,
     };
     let home: Arc<dyn Home> = Arc::new(home.clone());
-    backup::run_in(request, &[view], home, &context())
+    Ok(backup::run_in(request, &[view], home, &context())?)
 }
 
 fn back_up(home: &MemoryDevice, bytes: &[u8], request: &BackupRequest) -> BackupReport {

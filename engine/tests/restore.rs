@@ -132,7 +132,7 @@ fn restore_with(
     let restore = Restore::new(job, target, how, context, IoEngine::Blocking);
     restore.write().map_err(|error| restore.explain(error))?;
     restore.prove().map_err(|error| restore.explain(error))?;
-    let report = restore.report();
+    let report = restore.report(true);
     let sum = report.written_bytes + report.zeroed_bytes + report.kept_bytes;
     assert_eq!(sum, report.size, "{report:?}");
     Ok(report)
@@ -626,7 +626,7 @@ impl Place {
 
 fn run(request: &RestoreRequest, io: IoEngine) -> Result<VolumeRestore, Error> {
     let context = Context { io, ..context() };
-    voltar_engine::restore::run(request, &context).map(|report| report.volumes[0].clone())
+    Ok(voltar_engine::restore::run(request, &context)?.volumes[0].clone())
 }
 
 fn folders() -> Vec<TempDir> {

@@ -103,7 +103,7 @@ fn context() -> Context {
 
 fn verify(device: &MemoryDevice, request: &VerifyRequest) -> Result<VerifyReport> {
     let archive = Archive::open(std::sync::Arc::new(device.clone()))?;
-    verify_archive(&archive, request, &context())
+    Ok(verify_archive(&archive, request, &context())?)
 }
 
 #[test]
@@ -349,7 +349,10 @@ fn an_interrupted_verification_goes_on_where_it_was() {
     let cancel = voltar_engine::cancel::Cancel::new();
     let observer = std::sync::Arc::new(StopsAt(cancel.clone(), AtomicU64::new(0), stop));
     let interrupted = Context { cancel, observer, ..context() };
-    verify_archive(&archive, &request, &interrupted).unwrap_err();
+    let failed = verify_archive(&archive, &request, &interrupted).unwrap_err();
+    let part = failed.report.unwrap();
+    assert!(!part.ok && (1..whole.bytes).contains(&part.bytes), "{part:?}");
+    assert_eq!(part.damaged.len(), 1, "{part:?}");
     assert!(note.exists());
     let resumed = verify_archive(&archive, &request, &context()).unwrap();
     assert!(!note.exists());

@@ -117,7 +117,7 @@ pub fn back_up(
         })
         .collect();
     let home: Arc<dyn Home> = Arc::new(home.clone());
-    backup::run_in(request, &views, home, context)
+    Ok(backup::run_in(request, &views, home, context)?)
 }
 
 /// Verifies the whole archive.
@@ -129,7 +129,7 @@ pub fn verify(archive: &Archive, stored: bool) -> Result<VerifyReport, Error> {
         sample_percent: None,
         resume: None,
     };
-    verify_archive(archive, &request, &context(STEPS))
+    Ok(verify_archive(archive, &request, &context(STEPS))?)
 }
 
 /// Restores a volume onto a device full of other bytes.

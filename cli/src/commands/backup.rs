@@ -1,10 +1,11 @@
 //! `voltar backup`
 
 use voltar_engine::backup;
+use voltar_engine::error::Failed;
 use voltar_engine::options::{ArchiveHome, BackupRequest, Context};
 use voltar_engine::report::{BackupReport, VolumeBackup};
 
-use super::Outcome;
+use super::{Outcome, stopped};
 use crate::error::{Act, CommandError, Scene};
 use crate::exit::Exit;
 use crate::outcome::Backup;
@@ -13,11 +14,17 @@ use crate::size;
 
 /// Makes one snapshot.
 pub fn run(request: &BackupRequest, context: &Context) -> Outcome {
-    let report = backup::run(request, context)
-        .map_err(|error| CommandError::engine(&error, &scene(request)))?;
-    let warnings = report.warnings.clone();
-    let failure = unreadable(&report, request.dry_run);
-    Ok(Finished::summary(Backup { report, dry_run: request.dry_run }, failure).noting(warnings))
+    let shape = |report| Backup { report, dry_run: request.dry_run };
+    match backup::run(request, context) {
+        Ok(report) => {
+            let failure = unreadable(&report, request.dry_run);
+            Ok(Finished::summary(shape(report), failure))
+        }
+        Err(Failed { error, report }) => {
+            let failure = CommandError::engine(&error, &scene(request));
+            stopped(failure, report.map(|report| shape(*report)))
+        }
+    }
 }
 
 fn scene(request: &BackupRequest) -> Scene {

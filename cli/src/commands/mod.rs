@@ -12,11 +12,13 @@ mod verify;
 use std::path::Path;
 use std::sync::Arc;
 
+use serde::Serialize;
 use voltar_engine::cancel::Cancel;
 use voltar_engine::options::Context;
 
 use crate::error::{Act, CommandError, Scene};
-use crate::render::{Console, Finished, Progress};
+use crate::outcome::Partial;
+use crate::render::{Console, Finished, Human, Progress};
 use crate::resolve::{Job, Task};
 use crate::signal;
 
@@ -57,6 +59,17 @@ fn stop_on_signal(cancel: &Cancel, progress: &Arc<Progress>) -> Result<(), Comma
         progress.note("stopping at the next safe point; interrupt again to quit at once");
     })
     .map_err(|error| CommandError::io("cannot watch for signals", &error))
+}
+
+/// A command that was stopped by `failure`, with what it had done if there is anything.
+fn stopped<R>(failure: CommandError, report: Option<R>) -> Outcome
+where
+    Partial<R>: Serialize + Human + 'static,
+{
+    match report {
+        Some(report) => Ok(Finished::summary(Partial(report), Some(failure))),
+        None => Err(failure),
+    }
 }
 
 /// The scene of a command that only reads `archive`.

@@ -1,10 +1,11 @@
 //! `voltar restore`
 
+use voltar_engine::error::Failed;
 use voltar_engine::options::{Context, RestoreRequest};
 use voltar_engine::report::{ByteRange, RestoreReport, VolumeRestore};
 use voltar_engine::restore;
 
-use super::Outcome;
+use super::{Outcome, stopped};
 use crate::error::{Act, CommandError, Scene};
 use crate::exit::Exit;
 use crate::outcome::Restore;
@@ -13,11 +14,17 @@ use crate::size;
 
 /// Writes volumes of a snapshot to their targets.
 pub fn run(request: &RestoreRequest, context: &Context) -> Outcome {
-    let report = restore::run(request, context)
-        .map_err(|error| CommandError::engine(&error, &scene(request)))?;
-    let warnings = report.warnings.clone();
-    let failure = shortfall(&report);
-    Ok(Finished::summary(Restore { report, dry_run: request.dry_run }, failure).noting(warnings))
+    let shape = |report| Restore { report, dry_run: request.dry_run };
+    match restore::run(request, context) {
+        Ok(report) => {
+            let failure = shortfall(&report);
+            Ok(Finished::summary(shape(report), failure))
+        }
+        Err(Failed { error, report }) => {
+            let failure = CommandError::engine(&error, &scene(request));
+            stopped(failure, report.map(|report| shape(*report)))
+        }
+    }
 }
 
 fn scene(request: &RestoreRequest) -> Scene {
@@ -83,6 +90,7 @@ mod tests {
             name: "vm".into(),
             target: "t".into(),
             size: 8192,
+            complete: true,
             written_bytes: 0,
             zeroed_bytes: 0,
             kept_bytes: 0,

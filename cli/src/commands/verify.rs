@@ -3,11 +3,12 @@
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
+use voltar_engine::error::Failed;
 use voltar_engine::options::{Context, VerifyRequest};
 use voltar_engine::report::VerifyReport;
 use voltar_engine::verify;
 
-use super::{Outcome, are_damaged, looking_at};
+use super::{Outcome, are_damaged, looking_at, stopped};
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::render::Finished;
@@ -17,11 +18,16 @@ pub fn run(request: &VerifyRequest, context: &Context) -> Outcome {
     if let Some(note) = &request.resume {
         make_room(note)?;
     }
-    let report = verify::run(request, context).map_err(|error| {
-        resumable(CommandError::engine(&error, &looking_at(&request.archive)), request)
-    })?;
-    let failure = damaged(&report);
-    Ok(Finished::summary(report, failure))
+    match verify::run(request, context) {
+        Ok(report) => {
+            let failure = damaged(&report);
+            Ok(Finished::summary(report, failure))
+        }
+        Err(Failed { error, report }) => {
+            let failure = CommandError::engine(&error, &looking_at(&request.archive));
+            stopped(resumable(failure, request), report.map(|report| *report))
+        }
+    }
 }
 
 /// Makes the directory a note goes to; nobody else's business, hence the mode.

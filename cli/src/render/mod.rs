@@ -46,7 +46,6 @@ pub struct Finished {
     report: Option<Box<dyn Report>>,
     is_product: bool,
     failure: Option<CommandError>,
-    warnings: Vec<String>,
 }
 
 impl Finished {
@@ -65,18 +64,12 @@ impl Finished {
 
     /// Nothing to print.
     pub fn silent() -> Self {
-        Finished { report: None, is_product: false, failure: None, warnings: Vec::new() }
+        Finished { report: None, is_product: false, failure: None }
     }
 
     /// With a failure beside it.
     pub fn failing(mut self, failure: Option<CommandError>) -> Self {
         self.failure = failure;
-        self
-    }
-
-    /// With what the user should know, as far as it was not said while it ran.
-    pub fn noting(mut self, warnings: Vec<String>) -> Self {
-        self.warnings = warnings;
         self
     }
 }
@@ -117,9 +110,6 @@ impl Console {
     pub fn conclude(&self, outcome: Result<Finished, CommandError>) -> Exit {
         self.progress.finish();
         let finished = outcome.unwrap_or_else(|failure| Finished::silent().failing(Some(failure)));
-        for warning in &finished.warnings {
-            self.progress.note(warning);
-        }
         let printed = self.print(&finished);
         if let Some(failure) = &finished.failure {
             self.error(failure);

@@ -420,12 +420,12 @@ impl Session {
     }
 
     /// Gives up without a commit; what was sealed is made durable as far as that goes, so that
-    /// the next session finds it.
-    pub fn abandon(mut self) {
+    /// the next session finds it. Returns how many bytes there are to be found.
+    pub fn abandon(mut self) -> u64 {
         // Errors here change nothing: the session has failed already, and what is not found
         // sealed is stored again.
-        let _ = self.seal_segment();
-        let _ = self.log.flush();
+        let (sealed, flushed) = (self.seal_segment(), self.log.flush());
+        sealed.and(flushed).map_or(0, |()| self.appended())
     }
 }
 

@@ -8,7 +8,7 @@ pub(crate) mod write;
 
 use std::time::Instant;
 
-use crate::error::Result;
+use crate::error::Failed;
 use crate::io_engine;
 use crate::options::{BackupRequest, Context};
 use crate::report::BackupReport;
@@ -18,8 +18,12 @@ use crate::source::View;
 ///
 /// # Errors
 /// See [`crate::error::ErrorKind`]; nothing is committed then, and the archive's snapshots are as
-/// they were. What had been sealed is found by the next run.
-pub fn run(request: &BackupRequest, context: &Context) -> Result<BackupReport> {
+/// they were. What had been sealed is found by the next run. The report beside the error has the
+/// volumes that were read to their end.
+pub fn run(
+    request: &BackupRequest,
+    context: &Context,
+) -> Result<BackupReport, Failed<BackupReport>> {
     let started = Instant::now();
     let sources = plan::open_sources(request)?;
     let views = sources.views();
@@ -30,7 +34,11 @@ pub fn run(request: &BackupRequest, context: &Context) -> Result<BackupReport> {
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_on(request: &BackupRequest, views: &[View], context: &Context) -> Result<BackupReport> {
+pub fn run_on(
+    request: &BackupRequest,
+    views: &[View],
+    context: &Context,
+) -> Result<BackupReport, Failed<BackupReport>> {
     run_views(request, views, &[], context, Instant::now())
 }
 
@@ -40,12 +48,10 @@ fn run_views(
     identities: &[crate::device::file::FileIdentity],
     context: &Context,
     started: Instant,
-) -> Result<BackupReport> {
+) -> Result<BackupReport, Failed<BackupReport>> {
     let chosen = io_engine::choose(context)?;
     let target = plan::open_target(request, identities, context)?;
-    let mut report = write::run(request, views, &target, chosen, context)?;
-    report.elapsed_s = started.elapsed().as_secs_f64();
-    Ok(report)
+    write::run(request, views, &target, chosen, context, started)
 }
 
 /// As [`run_on`], into an archive on any home.
@@ -57,11 +63,9 @@ pub fn run_in(
     views: &[View],
     home: std::sync::Arc<dyn crate::archive::Home>,
     context: &Context,
-) -> Result<BackupReport> {
+) -> Result<BackupReport, Failed<BackupReport>> {
     let started = Instant::now();
     let chosen = io_engine::choose(context)?;
     let target = plan::open_home(home, request.dry_run, || Ok(()))?;
-    let mut report = write::run(request, views, &target, chosen, context)?;
-    report.elapsed_s = started.elapsed().as_secs_f64();
-    Ok(report)
+    write::run(request, views, &target, chosen, context, started)
 }

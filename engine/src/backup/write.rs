@@ -5,6 +5,7 @@ use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use voltar_format::checksum::chunk_id;
 use voltar_format::commit::Commit;
@@ -28,7 +29,7 @@ use crate::archive::resume::{adopt, check_foundation, mend_last_commit};
 use crate::archive::session::{Session, WRITE_DEPTH};
 use crate::archive::store::Store;
 use crate::codec::{Encoder, Pace};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::io::buffer::BufferPool;
 use crate::observe::Phase;
 use crate::options::{ArchiveHome, BackupRequest, Context, Dedup, IoEngine, ParentChoice};
@@ -46,16 +47,16 @@ pub fn run(
     target: &Target,
     engine: IoEngine,
     context: &Context,
-) -> Result<BackupReport> {
+    started: Instant,
+) -> Result<BackupReport, Failed<BackupReport>> {
     let time_ns = now_ns();
     let mut backup = Backup::begin(request, views, target, engine, context, time_ns)?;
-    match backup.write_all(views) {
+    let (outcome, mut report) = match backup.write_all(views) {
         Ok(manifest) => backup.finish(&manifest),
-        Err(error) => {
-            backup.give_up();
-            Err(error)
-        }
-    }
+        Err(error) => (Err(error), backup.give_up()),
+    };
+    report.elapsed_s = started.elapsed().as_secs_f64();
+    Failed::unless(outcome, report)
 }
 
 /// A backup under way.
@@ -408,14 +409,17 @@ impl<'a> Backup<'a> {
     }
 
     /// Commits, unless it is a dry run.
-    fn finish(self, manifest: &[u8]) -> Result<BackupReport> {
+    fn finish(self, manifest: &[u8]) -> (Result<()>, BackupReport) {
         let Backup { session, mut report, request, context, index, .. } = self;
         if request.dry_run {
             report.stored_bytes = session.appended();
-            return Ok(report);
+            return (Ok(()), report);
         }
         context.observer.phase(Phase::Commit, None);
-        let (commit, stored_bytes) = session.commit(manifest)?;
+        let (commit, stored_bytes) = match session.commit(manifest) {
+            Ok(committed) => committed,
+            Err(error) => return (Err(error), report),
+        };
         let damaged = index.as_ref().map_or(0, Index::damaged_runs);
         if damaged > 0 {
             let what = format!(
@@ -427,15 +431,15 @@ impl<'a> Backup<'a> {
         }
         report.snapshot = commit_id(&commit);
         report.stored_bytes = stored_bytes;
-        Ok(report)
+        (Ok(()), report)
     }
 
     /// Leaves the archive as it was; what is sealed stays for the next run to find. The open
     /// segment is sealed, too, unless it was writing that failed.
-    fn give_up(self) {
-        if !self.sink_failed {
-            self.session.abandon();
-        }
+    fn give_up(self) -> BackupReport {
+        let Backup { session, report, sink_failed, .. } = self;
+        let stored_bytes = if sink_failed { 0 } else { session.abandon() };
+        BackupReport { stored_bytes, ..report }
     }
 }
 

@@ -31,11 +31,11 @@ use crate::archive::open::{Archive, length};
 use crate::archive::snapshots::Snapshot;
 use crate::device::memory::MemoryDevice;
 use crate::device::open::open_archive_reader;
-use crate::error::{Error, Result};
+use crate::error::{Failed, Result};
 use crate::io_engine;
 use crate::observe::Phase;
 use crate::options::{Context, IoEngine, RestoreRequest};
-use crate::report::{RestoreReport, VolumeRestore};
+use crate::report::RestoreReport;
 
 use plan::Assignment;
 use target::{Cleared, Ready};
@@ -52,8 +52,11 @@ use volume::{How, Restore, explain};
 /// `TargetRefused`: not a byte was written. `TargetPartial` and `Interrupted`: the same request
 /// again finishes the work. `Damaged`: the archive cannot give a range. `Mismatch`: read-back
 /// found the target different from what was written. The error's meaning says whether the target
-/// was changed.
-pub fn run(request: &RestoreRequest, context: &Context) -> Result<RestoreReport> {
+/// was changed; the report beside it has the volumes that were begun.
+pub fn run(
+    request: &RestoreRequest,
+    context: &Context,
+) -> Result<RestoreReport, Failed<RestoreReport>> {
     let started = Instant::now();
     plan::check(request)?;
     context.observer.phase(Phase::Open, None);
@@ -61,22 +64,43 @@ pub fn run(request: &RestoreRequest, context: &Context) -> Result<RestoreReport>
     let archive = Archive::open(Arc::new(open_archive_reader(&request.archive)?))?;
     let snapshot = archive.select(&request.snapshot)?;
     let assignments = plan::assign(request, &archive, &snapshot)?;
-    let mut warnings = Vec::from_iter(behind_the_last_commit(&archive)?);
-    let cleared = clear_all(&assignments, &snapshot, request, context, &mut warnings)?;
-    let volumes = match request.dry_run {
-        true => rehearse_all(&assignments, context, engine)?,
-        false => {
-            let ready = ready_all(&assignments, cleared, &snapshot, request, &mut warnings)?;
-            write_all(&assignments, ready, request, context, engine, &mut warnings)?
-        }
-    };
-    Ok(RestoreReport {
+    let mut report = RestoreReport {
         snapshot: snapshot.id.to_hex(),
-        volumes,
-        read_back: request.read_back && !request.dry_run,
-        elapsed_s: started.elapsed().as_secs_f64(),
-        warnings,
-    })
+        volumes: Vec::new(),
+        read_back: false,
+        elapsed_s: 0.0,
+        warnings: Vec::new(),
+    };
+    behind_the_last_commit(&archive)?.into_iter().for_each(|text| warn(&mut report, context, text));
+    let outcome = bring_back(&assignments, &snapshot, request, context, engine, &mut report);
+    report.elapsed_s = started.elapsed().as_secs_f64();
+    Failed::unless(outcome, report)
+}
+
+/// Guards all targets, then writes one after the other, or rehearses that. What is done goes into
+/// the report at once.
+fn bring_back(
+    assignments: &[Assignment],
+    snapshot: &Snapshot,
+    request: &RestoreRequest,
+    context: &Context,
+    engine: IoEngine,
+    report: &mut RestoreReport,
+) -> Result<()> {
+    let cleared = clear_all(assignments, snapshot, request, context, report)?;
+    if request.dry_run {
+        return rehearse_all(assignments, context, engine, report);
+    }
+    let ready = ready_all(assignments, cleared, snapshot, request, context, report)?;
+    write_all(assignments, ready, request, context, engine, report)?;
+    report.read_back = request.read_back;
+    Ok(())
+}
+
+/// Tells the user something at once, for who knows whether there will be a report.
+fn warn(report: &mut RestoreReport, context: &Context, text: String) {
+    context.observer.notice(&text);
+    report.warnings.push(text);
 }
 
 /// What the user should know about bytes that no commit covers.
@@ -95,7 +119,7 @@ fn clear_all(
     snapshot: &Snapshot,
     request: &RestoreRequest,
     context: &Context,
-    warnings: &mut Vec<String>,
+    report: &mut RestoreReport,
 ) -> Result<Vec<Cleared>> {
     let id = snapshot.id.to_hex();
     let mut cleared = Vec::new();
@@ -103,7 +127,7 @@ fn clear_all(
     for assignment in assignments {
         let (path, job) = (&assignment.path, &assignment.job);
         let one = target::clear(path, job, &id, &others, request, &context.cancel)?;
-        warnings.extend(target::remark(&one, job));
+        target::remark(&one, job).into_iter().for_each(|text| warn(report, context, text));
         cleared.push(one);
         others.push(path.clone());
     }
@@ -114,16 +138,18 @@ fn rehearse_all(
     assignments: &[Assignment],
     context: &Context,
     engine: IoEngine,
-) -> Result<Vec<VolumeRestore>> {
-    let rehearse = |assignment: &Assignment| {
+    report: &mut RestoreReport,
+) -> Result<()> {
+    for assignment in assignments {
         // A stand-in with the target's name; nobody writes to it.
         let size = assignment.job.shape.size();
         let target = MemoryDevice::new(size).with_label(assignment.path.display().to_string());
         let restore = Restore::new(&assignment.job, &target, How::default(), context, engine);
-        restore.rehearse().map_err(|error| restore.explain(error))?;
-        Ok(restore.report())
-    };
-    assignments.iter().map(rehearse).collect()
+        let outcome = restore.rehearse().map_err(|error| restore.explain(error));
+        report.volumes.push(restore.report(outcome.is_ok()));
+        outcome?;
+    }
+    Ok(())
 }
 
 /// Makes all targets ready; if one fails, those before it are left as they were.
@@ -132,12 +158,14 @@ fn ready_all(
     cleared: Vec<Cleared>,
     snapshot: &Snapshot,
     request: &RestoreRequest,
-    warnings: &mut Vec<String>,
+    context: &Context,
+    report: &mut RestoreReport,
 ) -> Result<Vec<Ready>> {
     let id = snapshot.id.to_hex();
+    let mut tell = |text| warn(report, context, text);
     let mut all = Vec::new();
     for (assignment, one) in assignments.iter().zip(cleared) {
-        match Ready::new(one, &assignment.job, &id, request, warnings) {
+        match Ready::new(one, &assignment.job, &id, request, &mut tell) {
             Ok(ready) => all.push(ready),
             Err(error) => {
                 all.into_iter().for_each(|ready: Ready| ready.leave(false));
@@ -156,18 +184,15 @@ fn write_all(
     request: &RestoreRequest,
     context: &Context,
     engine: IoEngine,
-    warnings: &mut Vec<String>,
-) -> Result<Vec<VolumeRestore>> {
-    let (mut reports, mut complete) = (Vec::new(), Vec::new());
+    report: &mut RestoreReport,
+) -> Result<()> {
+    let mut complete = Vec::new();
     let mut waiting = ready.into_iter();
     for assignment in assignments {
         let Some(ready) = waiting.next() else { break };
         let is_first = complete.is_empty();
-        match write_one(assignment, ready, is_first, request, context, engine, warnings) {
-            Ok((report, ready)) => {
-                reports.push(report);
-                complete.push(ready);
-            }
+        match write_one(assignment, ready, is_first, request, context, engine, report) {
+            Ok(ready) => complete.push(ready),
             Err(error) => {
                 waiting.for_each(|ready| ready.leave(false));
                 return Err(error);
@@ -175,7 +200,7 @@ fn write_all(
         }
     }
     complete.into_iter().for_each(Ready::done);
-    Ok(reports)
+    Ok(())
 }
 
 fn write_one(
@@ -185,14 +210,14 @@ fn write_one(
     request: &RestoreRequest,
     context: &Context,
     engine: IoEngine,
-    warnings: &mut Vec<String>,
-) -> Result<(VolumeRestore, Ready)> {
+    report: &mut RestoreReport,
+) -> Result<Ready> {
     let restore = Restore::new(&assignment.job, &ready.device, ready.how, context, engine);
-    match write_steps(&restore, &ready, request, warnings) {
-        Ok(()) => {
-            let report = restore.report();
-            Ok((report, ready))
-        }
+    let mut tell = |text| warn(report, context, text);
+    let outcome = write_steps(&restore, &ready, request, &mut tell);
+    report.volumes.push(restore.report(outcome.is_ok()));
+    match outcome {
+        Ok(()) => Ok(ready),
         Err(error) => {
             let touched = restore.tally().is_touched();
             ready.leave(touched);
@@ -206,13 +231,13 @@ fn write_steps(
     restore: &Restore<'_>,
     ready: &Ready,
     request: &RestoreRequest,
-    warnings: &mut Vec<String>,
-) -> Result<(), Error> {
+    tell: &mut dyn FnMut(String),
+) -> Result<()> {
     let size = restore.size();
     if request.discard && !ready.how.blank && !ready.how.resumes {
         restore.tally().touch();
         if let Err(error) = ready.discard(0..size) {
-            warnings.push(format!("unused space was not released: {error}"));
+            tell(format!("unused space was not released: {error}"));
         }
     }
     restore.write()?;

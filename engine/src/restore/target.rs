@@ -163,13 +163,13 @@ impl Ready {
         job: &Job,
         snapshot: &str,
         request: &RestoreRequest,
-        warnings: &mut Vec<String>,
+        tell: &mut dyn FnMut(String),
     ) -> Result<Ready> {
         let notes = request.state_dir.clone();
         let (device, how, undo) = open(cleared, job, request)?;
         let note = note_of(&device, job, snapshot);
         let mut ready = Ready { device, how, undo, note, noted: false, notes };
-        ready.store_note(warnings);
+        ready.store_note(tell);
         match ready.grow(job.shape.size()) {
             Ok(()) => Ok(ready),
             Err(error) => {
@@ -179,13 +179,13 @@ impl Ready {
         }
     }
 
-    fn store_note(&mut self, warnings: &mut Vec<String>) {
+    fn store_note(&mut self, tell: &mut dyn FnMut(String)) {
         if self.how.resumes {
             return;
         }
         match self.note.store(&self.notes) {
             Ok(()) => self.noted = true,
-            Err(error) => warnings.push(format!(
+            Err(error) => tell(format!(
                 "cannot keep a note in {}: {error}; if this restore is interrupted, it must be \
                  started again with --overwrite",
                 self.notes.display()

@@ -137,14 +137,15 @@ impl<'a> Restore<'a> {
         }
     }
 
-    /// The report's entry for this volume.
-    pub fn report(&self) -> VolumeRestore {
+    /// The report's entry for this volume, complete or not.
+    pub fn report(&self, complete: bool) -> VolumeRestore {
         let volume = &self.job.volume;
         let count = |number: &std::sync::atomic::AtomicU64| number.load(Ordering::Relaxed);
         VolumeRestore {
             name: volume.name.clone(),
             target: self.target.label().to_owned(),
             size: volume.size,
+            complete,
             written_bytes: count(&self.tally.written),
             zeroed_bytes: count(&self.tally.zeroed),
             kept_bytes: count(&self.tally.kept),

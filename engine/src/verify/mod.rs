@@ -28,9 +28,10 @@ mod work;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::archive::open::Archive;
+use crate::archive::open::{Archive, length};
+use crate::archive::snapshots::Snapshot;
 use crate::device::open::open_archive_reader;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::observe::Phase;
 use crate::options::{Context, VerifyRequest};
 use crate::report::VerifyReport;
@@ -41,8 +42,12 @@ use tally::Tally;
 /// Proves an archive whole. Damage is in the report (`ok == false`, exit 3), not an error.
 ///
 /// # Errors
-/// Those of opening; `NotFound` for a snapshot; `Interrupted`; of writing the resume file.
-pub fn run(request: &VerifyRequest, context: &Context) -> Result<VerifyReport> {
+/// Those of opening; `NotFound` for a snapshot; `Interrupted`; of writing the resume file. The
+/// report beside the error has what was found until then, and what it costs as far as that is known.
+pub fn run(
+    request: &VerifyRequest,
+    context: &Context,
+) -> Result<VerifyReport, Failed<VerifyReport>> {
     context.observer.phase(Phase::Open, None);
     let device = open_archive_reader(&request.archive)?;
     verify_archive(&Archive::open(Arc::new(device))?, request, context)
@@ -56,47 +61,55 @@ pub fn verify_archive(
     archive: &Archive,
     request: &VerifyRequest,
     context: &Context,
-) -> Result<VerifyReport> {
+) -> Result<VerifyReport, Failed<VerifyReport>> {
     let started = Instant::now();
     check(request)?;
-    let end = archive.end().0;
     let snapshot =
         request.snapshot.as_ref().map(|selector| archive.select(selector)).transpose()?;
+    let file_len = length(&*archive.home)?;
     // What one snapshot needs is read anew each time: it is not in the log's order.
     let file = request.resume.clone().filter(|_| snapshot.is_none());
     let note = file.map(|path| NoteFile::open(path, archive, request)).transpose()?;
     let mut tally = Tally::new(note, context);
-
-    match &snapshot {
-        None => {
-            context.observer.phase(Phase::Verify, Some(end.saturating_sub(tally.begin())));
-            let scout = plan::Scout::new(archive, request, tally.begin());
-            read::pass(archive, request, context, &mut tally, |send| scout.run(send))?;
-        }
-        Some(snapshot) => {
-            context.observer.phase(Phase::Verify, None);
-            select::pass(archive, request, context, &mut tally, snapshot)?;
-        }
-    }
-    if !request.stored || !tally.findings.is_empty() {
-        reach::walk(archive, context, &mut tally, snapshot.as_ref())?;
-    }
-    tally.close_note()?;
-    let file_len = archive
-        .home
-        .len()
-        .map_err(|error| Error::io("cannot ask the length of", archive.label(), error))?;
-    Ok(VerifyReport {
+    let outcome = prove(archive, request, context, &mut tally, snapshot.as_ref());
+    let report = VerifyReport {
         archive: archive.label().to_owned(),
-        ok: tally.findings.is_empty(),
+        ok: outcome.is_ok() && tally.findings.is_empty(),
         snapshots: snapshot.map_or(tally.snapshots, |_| 1),
         segments: tally.segments,
         frames: tally.frames,
         bytes: tally.bytes,
-        uncommitted_bytes: file_len.saturating_sub(end),
+        uncommitted_bytes: file_len.saturating_sub(archive.end().0),
         damaged: tally.findings.into_damages(),
         elapsed_s: started.elapsed().as_secs_f64(),
-    })
+    };
+    Failed::unless(outcome, report)
+}
+
+/// The data pass, and the walk where it has something to tell. What is found is in the tally.
+fn prove(
+    archive: &Archive,
+    request: &VerifyRequest,
+    context: &Context,
+    tally: &mut Tally<'_>,
+    snapshot: Option<&Snapshot>,
+) -> Result<()> {
+    match snapshot {
+        None => {
+            let rest = archive.end().0.saturating_sub(tally.begin());
+            context.observer.phase(Phase::Verify, Some(rest));
+            let scout = plan::Scout::new(archive, request, tally.begin());
+            read::pass(archive, request, context, tally, |send| scout.run(send))?;
+        }
+        Some(snapshot) => {
+            context.observer.phase(Phase::Verify, None);
+            select::pass(archive, request, context, tally, snapshot)?;
+        }
+    }
+    if !request.stored || !tally.findings.is_empty() {
+        reach::walk(archive, context, tally, snapshot)?;
+    }
+    tally.close_note()
 }
 
 fn check(request: &VerifyRequest) -> Result<()> {

@@ -13,6 +13,7 @@ mod interfaces;
 mod json;
 mod kills;
 mod no_ring;
+mod partial;
 mod readme;
 mod signals;
 mod together;

@@ -219,7 +219,7 @@ fn restore(
     let context = context();
     let restore = Restore::new(&job, target, how, &context, IoEngine::Blocking);
     restore.write().map_err(|error| restore.explain(error))?;
-    Ok(restore.report())
+    Ok(restore.report(true))
 }
 
 #[test]

@@ -86,7 +86,7 @@ pub fn back_up_as(
     views: &[View],
     request: &BackupRequest,
 ) -> Result<BackupReport> {
-    backup::run_in(request, views, Arc::new(home.clone()), &context())
+    Ok(backup::run_in(request, views, Arc::new(home.clone()), &context())?)
 }
 
 /// The archive in `home`.
@@ -108,7 +108,7 @@ pub fn verify_as(archive: &Archive, stored: bool) -> Result<VerifyReport> {
         sample_percent: None,
         resume: None,
     };
-    verify::verify_archive(archive, &request, &context())
+    Ok(verify::verify_archive(archive, &request, &context())?)
 }
 
 /// The snapshots of an archive, oldest first.

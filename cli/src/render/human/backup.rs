@@ -4,7 +4,7 @@ use voltar_engine::report::BackupReport;
 
 use super::table::Table;
 use super::{Human, View, ranges, size_cell, text};
-use crate::outcome::Backup;
+use crate::outcome::{Backup, Partial};
 use crate::size;
 
 impl Human for Backup {
@@ -23,6 +23,13 @@ impl Human for Backup {
         }
         page.push_str(&conclusion(self, view));
         page
+    }
+}
+
+/// Of a backup without a snapshot there is nothing to show: what it means is said with the failure.
+impl Human for Partial<Backup> {
+    fn human(&self, _view: &View) -> String {
+        String::new()
     }
 }
 

@@ -4,27 +4,43 @@ use voltar_engine::report::RestoreReport;
 
 use super::table::Table;
 use super::{Human, View, ranges, size_cell, text};
-use crate::outcome::Restore;
+use crate::outcome::{Partial, Restore};
 
 impl Human for Restore {
     fn human(&self, view: &View) -> String {
-        let report = &self.report;
-        let mut page = volumes(report).render();
-        for volume in &report.volumes {
-            page.push_str(&ranges("unreadable at backup in", &volume.name, &volume.unreadable));
-            page.push_str(&ranges("damaged in the archive of", &volume.name, &volume.damaged));
-            if view.verbose {
-                let (name, root) = (text::clean(&volume.name), text::clean(&volume.root));
-                let method = text::clean(&volume.zero_method);
-                page.push_str(&format!("{name}: root {root}, zeroes by {method}\n"));
-            }
-        }
-        page.push_str(&conclusion(self, view));
-        page
+        format!("{}{}", volumes(&self.report, view), conclusion(self, view))
     }
 }
 
-fn volumes(report: &RestoreReport) -> Table {
+impl Human for Partial<Restore> {
+    fn human(&self, view: &View) -> String {
+        let report = &self.0.report;
+        if report.volumes.is_empty() || self.0.dry_run {
+            return String::new();
+        }
+        let complete: Vec<_> = report.volumes.iter().filter(|volume| volume.complete).collect();
+        let names: Vec<_> = complete.iter().map(|volume| text::clean(&volume.name)).collect();
+        let names = if names.is_empty() { "none".to_string() } else { names.join(", ") };
+        let time = text::seconds(report.elapsed_s);
+        format!("{}stopped after {time}; complete: {names}\n", volumes(report, view))
+    }
+}
+
+fn volumes(report: &RestoreReport, view: &View) -> String {
+    let mut page = table(report).render();
+    for volume in &report.volumes {
+        page.push_str(&ranges("unreadable at backup in", &volume.name, &volume.unreadable));
+        page.push_str(&ranges("damaged in the archive of", &volume.name, &volume.damaged));
+        if view.verbose {
+            let (name, root) = (text::clean(&volume.name), text::clean(&volume.root));
+            let method = text::clean(&volume.zero_method);
+            page.push_str(&format!("{name}: root {root}, zeroes by {method}\n"));
+        }
+    }
+    page
+}
+
+fn table(report: &RestoreReport) -> Table {
     let mut table = Table::new(&["volume", "target", ">size", ">written", ">zeroed", ">kept"]);
     for volume in &report.volumes {
         table.row([
@@ -64,6 +80,7 @@ mod tests {
             name: "vm7".into(),
             target: "/dev/vg/vm7".into(),
             size: 8 << 30,
+            complete: true,
             written_bytes: 1 << 30,
             zeroed_bytes: 7 << 30,
             kept_bytes: 0,
@@ -94,6 +111,20 @@ mod tests {
              \x20 0x0..0x10000 (64 KiB)\n\
              snapshot 0123456789ab restored in 16 s, 512 MiB/s, read back and proven equal\n"
         );
+    }
+
+    #[test]
+    fn what_was_stopped_says_what_is_complete() {
+        let mut restore = restore();
+        let half = VolumeRestore {
+            name: "data".into(),
+            complete: false,
+            ..restore.report.volumes[0].clone()
+        };
+        restore.report.volumes.push(half);
+        let text = Partial(restore).human(&view());
+        assert!(text.starts_with("volume  target "), "{text}");
+        assert!(text.ends_with("stopped after 16 s; complete: vm7\n"), "{text}");
     }
 
     #[test]

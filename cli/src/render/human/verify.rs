@@ -3,12 +3,14 @@
 use voltar_engine::report::{Damage, VerifyReport};
 
 use super::{Human, View, text};
+use crate::outcome::Partial;
 use crate::size;
 
 impl Human for VerifyReport {
     fn human(&self, view: &View) -> String {
-        let mut page: String = self.damaged.iter().map(|damage| place(damage, view)).collect();
-        page.push_str(&verdict(self));
+        let word = if self.ok { "ok" } else { "DAMAGED" };
+        let mut page = places(self, view);
+        page.push_str(&verdict(self, word));
         if self.uncommitted_bytes > 0 {
             page.push_str(&format!(
                 "{} behind the last commit belong to no snapshot; the next backup uses or \
@@ -20,8 +22,19 @@ impl Human for VerifyReport {
     }
 }
 
-fn verdict(report: &VerifyReport) -> String {
-    let verdict = if report.ok { "ok" } else { "DAMAGED" };
+impl Human for Partial<VerifyReport> {
+    fn human(&self, view: &View) -> String {
+        let Partial(report) = self;
+        let word = if report.damaged.is_empty() { "stopped" } else { "stopped, DAMAGED" };
+        format!("{}{}", places(report, view), verdict(report, word))
+    }
+}
+
+fn places(report: &VerifyReport, view: &View) -> String {
+    report.damaged.iter().map(|damage| place(damage, view)).collect()
+}
+
+fn verdict(report: &VerifyReport, verdict: &str) -> String {
     let rate = text::rate(report.bytes, report.elapsed_s).map(|rate| format!(" ({rate})"));
     format!(
         "{verdict}  {}: {}, {}, {}, {} in {}{}\n",
@@ -80,6 +93,12 @@ mod tests {
             whole().human(&view()),
             "ok  vm.vlt: 3 snapshots, 1 segment, 240 frames, 1 GiB in 2.0 s (512 MiB/s)\n"
         );
+    }
+
+    #[test]
+    fn what_was_stopped_is_never_ok() {
+        let stopped = Partial(VerifyReport { ok: false, ..whole() });
+        assert!(stopped.human(&view()).starts_with("stopped  vm.vlt: 3 snapshots, "));
     }
 
     #[test]
