@@ -1,6 +1,13 @@
-//! Reports and failures as JSON: one object on one line.
+//! Reports and failures as JSON: one object on one line, harmless even where it is read on a
+//! terminal.
+
+use std::io;
 
 use serde::Serialize;
+use serde_json::Serializer;
+use serde_json::ser::Formatter;
+
+use super::text;
 
 use crate::error::CommandError;
 use crate::exit::Exit;
@@ -86,9 +93,32 @@ pub fn usage(text: &str) -> String {
 }
 
 fn line(object: &impl Serialize) -> serde_json::Result<String> {
-    let mut text = serde_json::to_string(object)?;
-    text.push('\n');
-    Ok(text)
+    let mut bytes = Vec::new();
+    object.serialize(&mut Serializer::with_formatter(&mut bytes, Harmless))?;
+    bytes.push(b'\n');
+    String::from_utf8(bytes).map_err(serde::ser::Error::custom)
+}
+
+/// Writes compact JSON with `\u` escapes for all that could drive a terminal or reorder a line,
+/// not just for what JSON demands (FORMAT.md, T-08). Who parses it gets the same text.
+struct Harmless;
+
+impl Formatter for Harmless {
+    fn write_string_fragment<W: io::Write + ?Sized>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some((at, c)) = rest.char_indices().find(|(_, c)| text::is_harmful(*c)) {
+            writer.write_all(&rest.as_bytes()[..at])?;
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+            rest = &rest[at + c.len_utf8()..];
+        }
+        writer.write_all(rest.as_bytes())
+    }
 }
 
 #[cfg(test)]
@@ -134,6 +164,16 @@ mod tests {
     fn control_characters_are_escaped_by_json() {
         let error = CommandError::new(Exit::Failed, "io", "a\u{1b}[2J\n");
         assert!(failure(Some(&error)).unwrap().contains("a\\u001b[2J\\n"));
+    }
+
+    #[test]
+    fn what_reorders_lines_or_drives_terminals_is_escaped_and_stays_the_same_text() {
+        let text = "vm\u{9b}2J\u{202e}gpj.exe\u{2028}\u{7f} máquina 仮想";
+        let error = CommandError::new(Exit::Failed, "io", text);
+        let line = failure(Some(&error)).unwrap();
+        assert!(line.contains("vm\\u009b2J\\u202egpj.exe\\u2028\\u007f máquina 仮想"), "{line}");
+        let object: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(object["error"]["message"], text);
     }
 
     #[test]

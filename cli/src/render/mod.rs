@@ -185,9 +185,11 @@ pub fn usage(refusal: &clap::Error, argv: &[OsString]) -> Exit {
             false => drop(stdout(&object)),
         }
     }
-    let text = match io::stderr().is_terminal() {
+    // Colours are escapes; they are left out where the arguments themselves could be some.
+    let is_harmless = argv.iter().all(|word| !word.to_string_lossy().contains(text::is_harmful));
+    let text = match io::stderr().is_terminal() && is_harmless {
         true => refusal.render().ansi().to_string(),
-        false => refusal.render().to_string(),
+        false => text::clean_lines(&refusal.render().to_string()),
     };
     stderr_then(&text, Exit::Usage)
 }

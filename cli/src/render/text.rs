@@ -28,11 +28,21 @@ pub fn clean(text: &str) -> Cow<'_, str> {
     Cow::Owned(cleaned)
 }
 
-/// Control characters (C0, DEL, C1), line separators, and marks that change the direction.
-fn is_harmful(c: char) -> bool {
+/// What must not reach a terminal: control characters (C0, DEL, C1), line separators, and marks that change the direction.
+pub fn is_harmful(c: char) -> bool {
     let is_direction = matches!(c,
         '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') || is_direction
+}
+
+/// As [`clean`], of several lines, which stay lines.
+pub fn clean_lines(text: &str) -> String {
+    text.split_inclusive('\n')
+        .map(|line| match line.strip_suffix('\n') {
+            Some(line) => format!("{}\n", clean(line)),
+            None => clean(line).into_owned(),
+        })
+        .collect()
 }
 
 /// The first digits of an id.
@@ -86,6 +96,11 @@ mod tests {
         assert_eq!(clean("\x1b[31mred\x07\n"), "\\x1b[31mred\\x07\\n");
         assert_eq!(clean("a\u{9b}2Jb\u{7f}"), "a\\u{9b}2Jb\\x7f");
         assert_eq!(clean("vm\u{202e}gpj.exe\u{2028}"), "vm\\u{202e}gpj.exe\\u{2028}");
+    }
+
+    #[test]
+    fn lines_stay_lines() {
+        assert_eq!(clean_lines("a\x1bb\n\nc\u{9b}"), "a\\x1bb\n\nc\\u{9b}");
     }
 
     #[test]
