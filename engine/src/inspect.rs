@@ -30,6 +30,7 @@ use crate::report::{
     AttachedSummary, ByteRange, InspectRecord, InspectReport, ListReport, ShowReport,
     SnapshotSummary, VolumeDetail, VolumeSummary,
 };
+use crate::words::{count, counted};
 
 /// Opens the archive in the file at `path`, to be read.
 ///
@@ -322,15 +323,17 @@ fn contents(
     first: &[u8],
 ) -> (u64, String, Option<String>) {
     if kind == RecordKind::Data {
-        let (frames, chunks) = (footer.frame_count, footer.chunk_count);
-        return (frames.into(), format!("{chunks} items in {frames} frames"), None);
+        let frames = u64::from(footer.frame_count);
+        let items = count(footer.chunk_count.into(), "item");
+        return (frames, format!("{items} in {}", count(frames, "frame")), None);
     }
     if kind == RecordKind::Other {
         return (0, "of a kind this version passes over".into(), None);
     }
     match check_head_block(first, head) {
         Ok(head) => {
-            let note = format!("{} entries in {} buckets", head.entry_count, head.buckets);
+            let entries = counted(head.entry_count, "entry", "entries");
+            let note = format!("{entries} in {}", count(head.buckets, "bucket"));
             (head.entry_count, note, None)
         }
         Err(error) => (0, String::new(), Some(error.to_string())),
@@ -353,13 +356,14 @@ fn commit_record(archive: &Archive, link: &Link) -> InspectRecord {
 
 fn commit_words(archive: &Archive, commit: &Commit) -> String {
     let number = commit.head.number;
-    let runs = commit.runs.len();
-    let base = format!("commit {number}, {} records, {runs} index runs", commit.head.segment_count);
+    let records = count(commit.head.segment_count.into(), "record");
+    let runs = count(commit.runs.len() as u64, "index run");
+    let base = format!("commit {number}, {records}, {runs}");
     match archive.snapshot_of(commit.clone()) {
         Ok(Some(snapshot)) => {
             let time = rfc3339(snapshot.manifest.time_ns);
-            let volumes = snapshot.manifest.volumes.len();
-            format!("{base}; snapshot {} of {time}, {volumes} volumes", snapshot.id)
+            let volumes = snapshot.manifest.volumes.len() as u64;
+            format!("{base}; snapshot {} of {time}, {}", snapshot.id, count(volumes, "volume"))
         }
         Ok(None) => format!("{base}; no snapshot"),
         Err(error) => format!("{base}; {}", chain_words(&error)),

@@ -24,3 +24,4 @@ pub mod restore;
 pub mod salvage;
 pub mod source;
 pub mod verify;
+pub mod words;

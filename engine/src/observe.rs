@@ -36,7 +36,8 @@ pub trait Observer: Send + Sync {
         let _ = bytes;
     }
 
-    /// Something the user should know though the operation goes on (said once each).
+    /// Something the user should know though the operation goes on. Who shows it shows the same text
+    /// once: several devices may have the same to say.
     fn notice(&self, text: &str) {
         let _ = text;
     }

@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+pub use voltar_engine::words::count;
+
 use crate::size;
 
 /// Digits of an id that people are shown.
@@ -76,11 +78,6 @@ pub fn per_second(bytes_per_s: f64) -> String {
     format!("{}/s", size::human(bytes_per_s as u64))
 }
 
-/// `1 extent`, `3 extents`.
-pub fn count(count: u64, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
-}
-
 /// `0x1000..0x2000 (4 KiB)`.
 pub fn range(offset: u64, length: u64) -> String {
     let end = offset.saturating_add(length);
@@ -128,10 +125,9 @@ mod tests {
     }
 
     #[test]
-    fn ids_ranges_and_counts() {
+    fn ids_and_ranges() {
         assert_eq!(short_id("0123456789abcdef"), "0123456789ab");
         assert_eq!(short_id("ab"), "ab");
         assert_eq!(range(0x1000, 0x1000), "0x1000..0x2000 (4 KiB)");
-        assert_eq!((count(1, "frame"), count(0, "frame")), ("1 frame".into(), "0 frames".into()));
     }
 }

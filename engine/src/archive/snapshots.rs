@@ -9,6 +9,7 @@ use super::format_error;
 use super::open::Archive;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Selector;
+use crate::words::count;
 
 /// A snapshot and the commit that made it.
 #[derive(Clone, Debug)]
@@ -150,7 +151,9 @@ impl Archive {
     fn no_such_snapshot(&self, selector: &Selector) -> Error {
         let message = match selector {
             Selector::Latest(0) => "the archive holds no snapshot".to_owned(),
-            Selector::Latest(back) => format!("the archive holds no more than {back} snapshots"),
+            Selector::Latest(back) => {
+                format!("the archive holds no more than {}", count(*back, "snapshot"))
+            }
             Selector::IdPrefix(prefix) => {
                 format!("no snapshot has an id that starts with {prefix}")
             }

@@ -36,6 +36,7 @@ use crate::options::{ArchiveHome, BackupRequest, Context, Dedup, IoEngine, Paren
 use crate::pipeline::{self, Plan};
 use crate::report::{BackupReport, ByteRange, VolumeBackup};
 use crate::source::View;
+use crate::words::counted;
 
 /// Runs the backup.
 ///
@@ -422,9 +423,10 @@ impl<'a> Backup<'a> {
         };
         let damaged = index.as_ref().map_or(0, Index::damaged_runs);
         if damaged > 0 {
+            let met = counted(damaged as u64, "damaged index run was", "damaged index runs were");
             let what = format!(
-                "{damaged} damaged index runs were met; what they held was read from the tables of \
-                 the segments, and this snapshot has whole ones"
+                "{met} met; what was in there was read from the tables of the segments, and this \
+                 snapshot has whole ones"
             );
             context.observer.notice(&what);
             report.warnings.push(what);

@@ -8,6 +8,7 @@ use voltar_format::FormatError;
 
 use crate::error::Error;
 use crate::report::{Affected, Damage};
+use crate::words::counted;
 
 /// Places that are told apart; what follows is counted to the last.
 const PLACES_MAX: usize = 10_000;
@@ -250,9 +251,11 @@ impl Place {
         let Finding { structure, range, mut error, .. } = self.finding;
         match (self.neighbours, is_rest) {
             (0, _) => {}
+            (1, false) => error.push_str("; so is the one behind it"),
             (more, false) => error.push_str(&format!("; so are the {more} behind it")),
             (more, true) => {
-                error.push_str(&format!("; {more} more places are damaged, not told apart here"));
+                let more = counted(more, "more place is", "more places are");
+                error.push_str(&format!("; {more} damaged, not told apart here"));
             }
         }
         if self.more {
@@ -288,7 +291,7 @@ mod tests {
         let damages = findings.into_damages();
         assert_eq!(damages.len(), 2);
         assert_eq!((damages[0].offset, damages[0].length), (128, 384));
-        assert!(damages[0].error.contains("so are the 1 behind it"));
+        assert!(damages[0].error.contains("so is the one behind it"));
     }
 
     #[test]
