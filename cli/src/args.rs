@@ -485,8 +485,9 @@ Examples:
 
 const DIFF_AFTER: &str = "\
 Extents are sorted and merged; their kind is what the newer snapshot holds there. With --json the
-object is {volume, chunk_size, extents} when one volume is compared, else {archive, old, new,
-volumes} with one such object per volume.
+object is {volume, old_size, new_size, chunk_size, extents} when one volume is compared, else
+{archive, old, new, volumes} with one such object per volume. Volumes that one of the snapshots
+holds alone are in only_old and only_new.
 
 Examples:
   voltar diff vm7.vlt latest~1 latest

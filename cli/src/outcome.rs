@@ -2,7 +2,7 @@
 //! JSON contract, like those of the engine's reports.
 
 use serde::Serialize;
-use voltar_engine::report::{BackupReport, DiffReport, RestoreReport};
+use voltar_engine::report::{BackupReport, RestoreReport, VolumeDiff, VolumeSummary};
 
 /// What had been done by a command that was stopped: the failure stands beside it.
 #[derive(Debug, Serialize)]
@@ -29,12 +29,24 @@ pub struct Restore {
     pub dry_run: bool,
 }
 
-/// What differs: one volume's extents, or those of several.
+/// What differs between two snapshots.
+#[derive(Debug, Serialize)]
+pub struct Diff {
+    /// What was compared.
+    #[serde(flatten)]
+    pub compared: Compared,
+    /// Volumes that only the older snapshot holds.
+    pub only_old: Vec<VolumeSummary>,
+    /// Volumes that only the newer snapshot holds.
+    pub only_new: Vec<VolumeSummary>,
+}
+
+/// One volume's extents, or those of several.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-pub enum Diff {
+pub enum Compared {
     /// One volume was compared.
-    One(DiffReport),
+    One(VolumeDiff),
     /// None or several were.
     Many {
         /// The archive's path.
@@ -44,16 +56,16 @@ pub enum Diff {
         /// The newer snapshot, as typed.
         new: String,
         /// One entry per volume that both hold.
-        volumes: Vec<DiffReport>,
+        volumes: Vec<VolumeDiff>,
     },
 }
 
-impl Diff {
+impl Compared {
     /// The volumes compared.
-    pub fn volumes(&self) -> &[DiffReport] {
+    pub fn volumes(&self) -> &[VolumeDiff] {
         match self {
-            Diff::One(volume) => std::slice::from_ref(volume),
-            Diff::Many { volumes, .. } => volumes,
+            Compared::One(volume) => std::slice::from_ref(volume),
+            Compared::Many { volumes, .. } => volumes,
         }
     }
 }

@@ -12,12 +12,13 @@ use crate::archive::open::Archive;
 use crate::archive::snapshots::Snapshot;
 use crate::archive::store::Store;
 use crate::error::{Error, ErrorKind, Result};
-use crate::inspect::{newest_store, open};
+use crate::inspect::{newest_store, open, volume_summary};
 use crate::observe::Phase;
 use crate::options::{Context, Selector};
-use crate::report::{DiffExtent, DiffReport};
+use crate::report::{DiffExtent, DiffReport, VolumeDiff, VolumeSummary};
 
-/// What differs between two snapshots; one report per volume both hold (or only the named one).
+/// What differs between two snapshots, in the volumes that both hold and in which there are; or in
+/// the named volume alone.
 ///
 /// # Errors
 /// `NotFound` for a snapshot, or for a named volume that one of them lacks; `InvalidRequest` if a
@@ -28,7 +29,7 @@ pub fn run(
     new: &Selector,
     volume: Option<&str>,
     context: &Context,
-) -> Result<Vec<DiffReport>> {
+) -> Result<DiffReport> {
     diff_archive(&open(archive, context)?, old, new, volume, context)
 }
 
@@ -42,15 +43,20 @@ pub fn diff_archive(
     new: &Selector,
     volume: Option<&str>,
     context: &Context,
-) -> Result<Vec<DiffReport>> {
+) -> Result<DiffReport> {
     let (old, new) = (archive.select(old)?, archive.select(new)?);
-    let pairs = match volume {
-        Some(name) => vec![(named(archive, &old, name)?, named(archive, &new, name)?)],
-        None => common(&old, &new),
+    let (pairs, only_old, only_new) = match volume {
+        Some(name) => {
+            let pair = (named(archive, &old, name)?, named(archive, &new, name)?);
+            (vec![pair], Vec::new(), Vec::new())
+        }
+        None => (common(&old, &new), lacking(&old, &new), lacking(&new, &old)),
     };
     context.observer.phase(Phase::Walk, Some(pairs.iter().map(|(_, new)| new.size).sum()));
     let mut store = newest_store(archive)?;
-    pairs.into_iter().map(|(old, new)| compare(archive, &mut store, old, new, context)).collect()
+    let volumes =
+        pairs.into_iter().map(|(old, new)| compare(archive, &mut store, old, new, context));
+    Ok(DiffReport { volumes: volumes.collect::<Result<_>>()?, only_old, only_new })
 }
 
 fn named<'s>(archive: &Archive, snapshot: &'s Snapshot, name: &str) -> Result<&'s Volume> {
@@ -68,13 +74,20 @@ fn common<'s>(old: &'s Snapshot, new: &'s Snapshot) -> Vec<(&'s Volume, &'s Volu
     volumes.filter_map(|volume| Some((old.manifest.volume(&volume.name)?, volume))).collect()
 }
 
+/// The volumes of one that the other does not hold.
+fn lacking(one: &Snapshot, other: &Snapshot) -> Vec<VolumeSummary> {
+    let volumes = one.manifest.volumes.iter();
+    let alone = volumes.filter(|volume| other.manifest.volume(&volume.name).is_none());
+    alone.map(volume_summary).collect()
+}
+
 fn compare(
     archive: &Archive,
     store: &mut Store,
     old: &Volume,
     new: &Volume,
     context: &Context,
-) -> Result<DiffReport> {
+) -> Result<VolumeDiff> {
     if old.chunk_size != new.chunk_size {
         let message = format!(
             "volume {:?} has chunks of {} bytes in one snapshot and of {} in the other",
@@ -101,7 +114,13 @@ fn compare(
         Ok(())
     })?;
     context.observer.advance(shape.size() - position);
-    Ok(DiffReport { volume: new.name.clone(), chunk_size: new.chunk_size, extents })
+    Ok(VolumeDiff {
+        volume: new.name.clone(),
+        old_size: old.size,
+        new_size: new.size,
+        chunk_size: new.chunk_size,
+        extents,
+    })
 }
 
 /// The bytes of a run and what they are: what could not be read when the snapshot was made is

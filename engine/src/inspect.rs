@@ -117,11 +117,7 @@ pub fn show_archive(archive: &Archive, snapshot: &Selector) -> Result<ShowReport
 
 fn summary(snapshot: &Snapshot) -> SnapshotSummary {
     let manifest = &snapshot.manifest;
-    let volumes = manifest.volumes.iter().map(|volume| VolumeSummary {
-        name: volume.name.clone(),
-        size: volume.size,
-        root: volume.root.to_hex(),
-    });
+    let volumes = manifest.volumes.iter().map(volume_summary);
     let commit = &snapshot.commit;
     SnapshotSummary {
         id: snapshot.id.to_hex(),
@@ -132,6 +128,11 @@ fn summary(snapshot: &Snapshot) -> SnapshotSummary {
         tags: manifest.tags.clone(),
         stored_bytes: commit.end().0.saturating_sub(commit.head.log_start.0),
     }
+}
+
+/// One volume in short.
+pub(crate) fn volume_summary(volume: &Volume) -> VolumeSummary {
+    VolumeSummary { name: volume.name.clone(), size: volume.size, root: volume.root.to_hex() }
 }
 
 fn detail(volume: &Volume) -> VolumeDetail {

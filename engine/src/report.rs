@@ -246,11 +246,26 @@ pub struct AttachedSummary {
     pub size: u64,
 }
 
-/// What differs between two snapshots, one entry per volume.
+/// What differs between two snapshots.
 #[derive(Clone, Debug, Serialize)]
 pub struct DiffReport {
+    /// One entry per volume that both hold.
+    pub volumes: Vec<VolumeDiff>,
+    /// Volumes that only the older snapshot holds.
+    pub only_old: Vec<VolumeSummary>,
+    /// Volumes that only the newer snapshot holds.
+    pub only_new: Vec<VolumeSummary>,
+}
+
+/// What differs between two states of one volume.
+#[derive(Clone, Debug, Serialize)]
+pub struct VolumeDiff {
     /// The volume's name.
     pub volume: String,
+    /// Its size in bytes in the older snapshot.
+    pub old_size: u64,
+    /// Its size in bytes in the newer snapshot. What lies behind it there is no extent.
+    pub new_size: u64,
     /// The chunk length, the granularity of the extents.
     pub chunk_size: u32,
     /// What changed, sorted and merged.

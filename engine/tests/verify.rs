@@ -65,22 +65,26 @@ fn differences_are_named_in_bytes() {
     let (shelf, _) = three_snapshots();
     let (archive, context) = (shelf.archive(), Context::default());
     let (first, second, third) = (Selector::Latest(2), Selector::Latest(1), Selector::Latest(0));
-    let reports = diff_archive(&archive, &first, &second, None, &context).unwrap();
-    let extents: Vec<_> = reports[0]
+    let report = diff_archive(&archive, &first, &second, None, &context).unwrap();
+    let extents: Vec<_> = report.volumes[0]
         .extents
         .iter()
         .map(|extent| (extent.offset, extent.length, extent.kind))
         .collect();
     assert_eq!(extents, [(4096, 4096, "data"), (8192, 4096, "zero")]);
-    let reports = diff_archive(&archive, &second, &third, Some("disk"), &context).unwrap();
-    let extents: Vec<_> = reports[0]
+    let report = diff_archive(&archive, &second, &third, Some("disk"), &context).unwrap();
+    let extents: Vec<_> = report.volumes[0]
         .extents
         .iter()
         .map(|extent| (extent.offset, extent.length, extent.kind))
         .collect();
     assert_eq!(extents, [(36_864, 43_000 - 36_864, "data")]);
     assert!(diff_archive(&archive, &first, &second, Some("other"), &context).is_err());
-    assert!(diff_archive(&archive, &third, &third, None, &context).unwrap()[0].extents.is_empty());
+    assert!(
+        diff_archive(&archive, &third, &third, None, &context).unwrap().volumes[0]
+            .extents
+            .is_empty()
+    );
 }
 
 fn request(stored: bool) -> VerifyRequest {

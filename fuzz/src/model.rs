@@ -124,13 +124,13 @@ impl Model {
             let back = (self.snapshots.len() - 1 - number) as u64;
             let (old, new) = (Selector::Latest(back), Selector::Latest(back - 1));
             let diff = diff_archive(&archive, &old, &new, None, &context(STEPS)).expect("a diff");
-            self.compare(&pair[0], &pair[1], &diff[0]);
+            self.compare(&pair[0], &pair[1], &diff.volumes[0]);
         }
         assert!(self.home.len().expect("memory") > 0);
     }
 
     /// The diff says of each chunk what a comparison of the bytes says.
-    fn compare(&self, old: &[u8], new: &[u8], diff: &voltar_engine::report::DiffReport) {
+    fn compare(&self, old: &[u8], new: &[u8], diff: &voltar_engine::report::VolumeDiff) {
         let shape = |bytes: &[u8]| Shape::new(bytes.len() as u64, self.chunk_len).expect("a shape");
         let common = common_chunks(&shape(old), &shape(new));
         let len = self.chunk_len as usize;

@@ -1,11 +1,41 @@
 //! What reports and failures must not keep quiet, and what they must not say.
 
+use serde_json::json;
 use voltar_tests::command::words;
 use voltar_tests::data::disk;
 use voltar_tests::{Scratch, Voltar};
 
 fn voltar(scratch: &Scratch, line: &str) -> Voltar {
     Voltar::new(scratch).args(words(line))
+}
+
+#[test]
+fn a_diff_tells_sizes_and_volumes_that_differ() {
+    let scratch = Scratch::new();
+    let bytes = disk(3, 500_000);
+    scratch.write("disk", &bytes);
+    scratch.write("gone", &bytes[..100_000]);
+    voltar(&scratch, "backup disk gone a.voltar").ok();
+    scratch.write("disk", &bytes[..131_072]);
+    scratch.write("new", &bytes[..100_000]);
+    voltar(&scratch, "backup disk new a.voltar").ok();
+    let object = voltar(&scratch, "diff a.voltar latest~1 latest").json();
+    assert_eq!((&object["old_size"], &object["new_size"]), (&json!(500_000), &json!(131_072)));
+    let names = |which: &str| object[which][0]["name"].clone();
+    assert_eq!((names("only_old"), names("only_new")), (json!("gone"), json!("new")));
+    let text = voltar(&scratch, "diff a.voltar latest~1 latest").ok().text();
+    for line in [
+        "shrank from 500000 to 131072 bytes\n",
+        "only in the older snapshot: volume gone, 97.7 KiB\n",
+        "only in the newer snapshot: volume new, 97.7 KiB\n",
+    ] {
+        assert!(text.contains(line), "{line:?} in {text}");
+    }
+    assert!(!text.contains("nothing changed"), "{text}");
+    let text = voltar(&scratch, "diff a.voltar latest latest~1").ok().text();
+    assert!(text.contains("grew from 131072 to 500000 bytes\n"), "{text}");
+    let one = voltar(&scratch, "diff a.voltar latest~1 latest --volume disk").json();
+    assert_eq!((&one["only_old"], &one["only_new"]), (&json!([]), &json!([])));
 }
 
 #[test]

@@ -586,7 +586,7 @@ impl World {
             let Some(older) = old.get(name) else { continue };
             assert_eq!(older.chunk_len, newer.chunk_len);
             let found = diff_archive(&archive, &old_id, &new_id, Some(name), &context()).unwrap();
-            let [found] = &found[..] else { panic!("{} reports", found.len()) };
+            let [found] = &found.volumes[..] else { panic!("{} volumes", found.volumes.len()) };
             let extents: Vec<(Range<u64>, &str)> = found
                 .extents
                 .iter()
