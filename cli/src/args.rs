@@ -201,10 +201,10 @@ pub struct VerifyArgs {
     /// Stored bytes only: checksums without decompression, fast, no key
     #[arg(long)]
     pub stored: bool,
-    /// Read only this share of the segments, picked at random
+    /// Read only this share of the data segments, at least one, picked at random; of whole archives
     #[arg(long, value_name = "PERCENT", value_parser = sample)]
     pub sample: Option<f64>,
-    /// Go on where an interrupted `verify --resume` of the same archive stopped
+    /// Go on where an interrupted `verify --resume` of the same archive stopped; of whole archives
     #[arg(long)]
     pub resume: bool,
     /// Resources.
@@ -453,7 +453,8 @@ too small or the archive's own device, and, without --overwrite, when it holds d
 not a byte written). Interrupted (130) or failed midway (6), the same command again finishes.
 
 The notes that make this possible are kept in $XDG_STATE_HOME/voltar, else /var/lib/voltar for
-root and ~/.local/state/voltar for others.
+root and ~/.local/state/voltar for others. Without them a restore that was interrupted needs
+--overwrite to go on.
 
 Examples:
   voltar restore vm7.vlt /dev/vg/vm7-new

@@ -231,8 +231,8 @@ pub struct RestoreRequest {
     pub on_damage: OnDamage,
     /// Check everything, write nothing.
     pub dry_run: bool,
-    /// A directory for the notes that make a restore to a device resumable.
-    pub state_dir: PathBuf,
+    /// A directory for the notes that make a restore resumable; without one it is not.
+    pub state_dir: Option<PathBuf>,
 }
 
 /// A verification to do.

@@ -615,7 +615,7 @@ impl Place {
             discard: false,
             on_damage: OnDamage::Fail,
             dry_run: false,
-            state_dir: self.path("state"),
+            state_dir: Some(self.path("state")),
         }
     }
 
@@ -790,7 +790,8 @@ fn a_place_for_notes_that_cannot_be_is_a_warning() {
     let place = Place::new(tempfile::tempdir().unwrap(), &[("vm", &bytes)]);
     fs::write(place.path("file"), b"x").unwrap();
     let target = place.path("target");
-    let request = RestoreRequest { state_dir: place.path("file/notes"), ..place.request(&target) };
+    let request =
+        RestoreRequest { state_dir: Some(place.path("file/notes")), ..place.request(&target) };
     let report = voltar_engine::restore::run(&request, &context()).unwrap();
     assert_eq!(report.warnings.len(), 1, "{:?}", report.warnings);
     assert!(fs::read(&target).unwrap() == bytes);

@@ -108,6 +108,12 @@ impl Voltar {
         self
     }
 
+    /// No such variable in its environment.
+    pub fn without(mut self, name: &str) -> Voltar {
+        self.command.env_remove(name);
+        self
+    }
+
     /// Where standard output goes.
     pub fn stdout(mut self, to: impl Into<Stdio>) -> Voltar {
         self.command.stdout(to);

@@ -253,7 +253,7 @@ fn restore(args: RestoreArgs, world: &dyn World) -> Result<RestoreRequest, Comma
             args::Damage::Zero => OnDamage::Zero,
         },
         dry_run: args.dry_run,
-        state_dir: state::directory(world)?,
+        state_dir: state::directory(world),
     })
 }
 
@@ -316,8 +316,15 @@ fn refuse_duplicates<'a>(
 
 fn verify(args: &VerifyArgs, world: &dyn World) -> Result<VerifyRequest, CommandError> {
     let (archive, snapshot) = place::archive_and_snapshot(&args.archive, world)?;
+    let of_the_whole = [("--resume", args.resume), ("--sample", args.sample.is_some())];
+    if let (Some(_), Some((option, _))) = (&snapshot, of_the_whole.iter().find(|(_, set)| *set)) {
+        return Err(CommandError::usage(
+            format!("`{option}` is for whole archives; what one snapshot needs is read as a whole"),
+            format!("leave out `{option}`, or the snapshot"),
+        ));
+    }
     let resume = match args.resume {
-        true => Some(state::verify_note(&archive, snapshot.as_ref(), args.stored, world)?),
+        true => Some(state::verify_note(&archive, args.stored, world)?),
         false => None,
     };
     Ok(VerifyRequest {
@@ -470,7 +477,7 @@ mod tests {
         };
         assert_eq!(request.targets[0].name.as_deref(), Some("a"));
         assert_eq!(request.snapshot, Selector::Latest(2));
-        assert_eq!(request.state_dir, Path::new("/home/u/.local/state/voltar"));
+        assert_eq!(request.state_dir.as_deref(), Some(Path::new("/home/u/.local/state/voltar")));
         assert!(!request.discard);
     }
 
@@ -478,11 +485,26 @@ mod tests {
     fn verify_without_snapshot_means_the_whole_archive() {
         let Task::Verify(whole) = task("voltar verify x", &home()).unwrap() else { panic!() };
         assert_eq!((whole.snapshot, whole.resume), (None, None));
-        let Task::Verify(one) = task("voltar verify x@latest --resume", &home()).unwrap() else {
+        let Task::Verify(one) = task("voltar verify x@latest", &home()).unwrap() else { panic!() };
+        assert_eq!(one.snapshot, Some(Selector::Latest(0)));
+        let Task::Verify(whole) = task("voltar verify x --resume", &home()).unwrap() else {
             panic!()
         };
-        assert_eq!(one.snapshot, Some(Selector::Latest(0)));
-        assert!(one.resume.unwrap().starts_with("/home/u/.local/state/voltar"));
+        assert!(whole.resume.unwrap().starts_with("/home/u/.local/state/voltar"));
+    }
+
+    #[test]
+    fn what_goes_by_the_log_is_for_whole_archives() {
+        assert!(refused("voltar verify x@latest --resume", &home()).starts_with("`--resume`"));
+        assert!(refused("voltar verify x@latest --sample 5", &home()).starts_with("`--sample`"));
+    }
+
+    #[test]
+    fn who_has_no_home_restores_without_notes() {
+        let Task::Restore(request) = task("voltar restore x p", &Fake::default()).unwrap() else {
+            panic!()
+        };
+        assert_eq!(request.state_dir, None);
     }
 
     #[test]

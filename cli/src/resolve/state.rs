@@ -4,46 +4,41 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use voltar_engine::options::Selector;
-
 use crate::error::CommandError;
 use crate::world::World;
 
 /// The directory for notes: `$XDG_STATE_HOME/voltar`, else `/var/lib/voltar` for root and
-/// `~/.local/state/voltar` for others.
-pub fn directory(world: &dyn World) -> Result<PathBuf, CommandError> {
+/// `~/.local/state/voltar` for others; none for who has no home.
+pub fn directory(world: &dyn World) -> Option<PathBuf> {
     // The XDG specification wants relative values ignored.
     let absolute = |name| world.env(name).map(PathBuf::from).filter(|path| path.is_absolute());
     if let Some(state) = absolute("XDG_STATE_HOME") {
-        return Ok(state.join("voltar"));
+        return Some(state.join("voltar"));
     }
     if world.is_root() {
-        return Ok(PathBuf::from("/var/lib/voltar"));
+        return Some(PathBuf::from("/var/lib/voltar"));
     }
-    absolute("HOME").map(|home| home.join(".local/state/voltar")).ok_or_else(|| {
-        CommandError::usage(
-            "there is no directory for notes between runs: HOME is not set",
-            "set XDG_STATE_HOME to a directory of your own",
-        )
-    })
+    absolute("HOME").map(|home| home.join(".local/state/voltar"))
 }
 
 /// The note that `verify --resume` goes on from. Different things to prove have different notes:
-/// bytes checked as stored are not proven end to end, nor one snapshot's the whole archive's.
+/// bytes checked as stored are not proven end to end.
 pub fn verify_note(
     archive: &Path,
-    snapshot: Option<&Selector>,
     stored: bool,
     world: &dyn World,
 ) -> Result<PathBuf, CommandError> {
+    let directory = directory(world).ok_or_else(|| {
+        CommandError::usage(
+            "there is no directory for notes between runs: HOME is not set",
+            "set XDG_STATE_HOME to a directory of your own, or leave `--resume` out",
+        )
+    })?;
     let canonical = world.canonical(archive);
-    let mut hash = fnv1a(FNV_BASIS, canonical.as_os_str().as_bytes());
-    if let Some(snapshot) = snapshot {
-        hash = fnv1a(hash, format!("@{snapshot:?}").as_bytes());
-    }
+    let hash = fnv1a(FNV_BASIS, canonical.as_os_str().as_bytes());
     let scope = if stored { "stored" } else { "full" };
     let name = readable(canonical.file_name().unwrap_or_default());
-    Ok(directory(world)?.join(format!("verify-{scope}-{hash:016x}-{name}")))
+    Ok(directory.join(format!("verify-{scope}-{hash:016x}-{name}")))
 }
 
 /// A start of the archive's name, for whoever looks into the directory.
@@ -73,22 +68,21 @@ mod tests {
         world.root = false;
         assert_eq!(directory(&world).unwrap(), Path::new("/root/.local/state/voltar"));
         world.env.clear();
-        assert_eq!(directory(&world).unwrap_err().exit.code(), 2);
+        assert_eq!(directory(&world), None);
+        let refused = verify_note(Path::new("x"), false, &world).unwrap_err();
+        assert_eq!(refused.exit.code(), 2);
     }
 
     #[test]
-    fn notes_differ_by_archive_scope_and_snapshot() {
+    fn notes_differ_by_archive_and_scope() {
         let world = Fake { root: true, ..Fake::default() };
-        let note = |archive: &str, snapshot: Option<Selector>, stored| {
-            verify_note(Path::new(archive), snapshot.as_ref(), stored, &world).unwrap()
-        };
-        let whole = note("vm 7.vlt", None, false);
+        let note = |archive: &str, stored| verify_note(Path::new(archive), stored, &world).unwrap();
+        let whole = note("vm 7.vlt", false);
         let text = whole.to_string_lossy().into_owned();
         assert!(text.starts_with("/var/lib/voltar/verify-full-") && text.ends_with("-vm7.vlt"));
-        assert_eq!(whole, note("vm 7.vlt", None, false));
-        assert_ne!(whole, note("vm7.vlt", None, false));
-        assert_ne!(whole, note("vm 7.vlt", None, true));
-        assert_ne!(whole, note("vm 7.vlt", Some(Selector::Latest(0)), false));
+        assert_eq!(whole, note("vm 7.vlt", false));
+        assert_ne!(whole, note("vm7.vlt", false));
+        assert_ne!(whole, note("vm 7.vlt", true));
     }
 
     #[test]

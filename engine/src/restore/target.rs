@@ -44,7 +44,7 @@ pub struct Ready {
     note: Note,
     /// Whether the note was stored by this run.
     noted: bool,
-    notes: PathBuf,
+    notes: Option<PathBuf>,
 }
 
 /// What was done to a target before its first byte was written.
@@ -71,7 +71,7 @@ pub fn clear(
     if !path.try_exists().unwrap_or(true) {
         return Ok(Cleared::Absent(path.to_path_buf()));
     }
-    let resume_allowed = is_noted(path, job, snapshot, &request.state_dir);
+    let resume_allowed = is_noted(path, job, snapshot, request);
     let mut not_these = vec![request.archive.clone()];
     not_these.extend_from_slice(others);
     let cleared = guard(
@@ -86,12 +86,12 @@ pub fn clear(
     )?;
     let holds_data = cleared.holds_data();
     let device = cleared.into_device();
-    let resumes = note_of(&device, job, snapshot).is_stored_in(&request.state_dir);
+    let resumes = is_stored(&note_of(&device, job, snapshot), request);
     if holds_data && !resumes && !request.overwrite {
         let message = "refusing to write to the target, it was replaced while it was being checked";
         return Err(Error::new(ErrorKind::TargetRefused, message)
             .on(device.label())
-            .hint("see what is being attached, and try again; nothing was written"));
+            .hint("see what is being attached, and try again"));
     }
     if holds_data && !request.overwrite && !Sample::of(job, &device, cancel)?.is_unfinished() {
         let message = "refusing to write to the target, it holds other data than the restore that \
@@ -103,7 +103,7 @@ pub fn clear(
     Ok(Cleared::Present { device, holds_data, resumes })
 }
 
-fn is_noted(path: &Path, job: &Job, snapshot: &str, notes: &Path) -> bool {
+fn is_noted(path: &Path, job: &Job, snapshot: &str, request: &RestoreRequest) -> bool {
     // Opening anything else may wait, or do something; the guard refuses it unopened.
     let is_target = |kind: FileType| kind.is_file() || kind.is_block_device();
     if !path.metadata().is_ok_and(|data| is_target(data.file_type())) {
@@ -111,8 +111,12 @@ fn is_noted(path: &Path, job: &Job, snapshot: &str, notes: &Path) -> bool {
     }
     std::fs::File::open(path).is_ok_and(|file| {
         FileIdentity::of(&file)
-            .is_ok_and(|identity| Note::new(job, snapshot, &identity, &file).is_stored_in(notes))
+            .is_ok_and(|identity| is_stored(&Note::new(job, snapshot, &identity, &file), request))
     })
+}
+
+fn is_stored(note: &Note, request: &RestoreRequest) -> bool {
+    request.state_dir.as_ref().is_some_and(|notes| note.is_stored_in(notes))
 }
 
 fn note_of(device: &FileDevice, job: &Job, snapshot: &str) -> Note {
@@ -183,13 +187,24 @@ impl Ready {
         if self.how.resumes {
             return;
         }
-        match self.note.store(&self.notes) {
-            Ok(()) => self.noted = true,
-            Err(error) => tell(format!(
-                "cannot keep a note in {}: {error}; if this restore is interrupted, it must be \
-                 started again with --overwrite",
-                self.notes.display()
-            )),
+        let why = match &self.notes {
+            None => "there is no directory to keep a note in (XDG_STATE_HOME is where)".to_owned(),
+            Some(notes) => match self.note.store(notes) {
+                Ok(()) => {
+                    self.noted = true;
+                    return;
+                }
+                Err(error) => format!("cannot keep a note in {}: {error}", notes.display()),
+            },
+        };
+        tell(format!(
+            "{why}; if this restore is interrupted, it must be started again with --overwrite"
+        ));
+    }
+
+    fn remove_note(&self) {
+        if let Some(notes) = &self.notes {
+            self.note.remove(notes);
         }
     }
 
@@ -235,7 +250,7 @@ impl Ready {
 
     /// The restore is complete and proven as far as was asked.
     pub fn done(self) {
-        self.note.remove(&self.notes);
+        self.remove_note();
     }
 
     /// The restore failed. A target without a changed byte is left as it was found.
@@ -244,7 +259,7 @@ impl Ready {
             return;
         }
         if self.noted {
-            self.note.remove(&self.notes);
+            self.remove_note();
         }
         // Nothing better can be done if these fail; the failure that led here is reported.
         let _ = match self.undo {

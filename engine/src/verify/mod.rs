@@ -113,6 +113,13 @@ fn prove(
 }
 
 fn check(request: &VerifyRequest) -> Result<()> {
+    let of_the_whole = request.resume.is_some() || request.sample_percent.is_some();
+    if request.snapshot.is_some() && of_the_whole {
+        // What it needs is not in the log's order, and read anew each time.
+        let message = "what one snapshot needs is not sampled, and not gone on with";
+        return Err(Error::new(ErrorKind::InvalidRequest, message)
+            .hint("verify the whole archive, or leave out what goes by the log"));
+    }
     match request.sample_percent {
         Some(percent) if !(0.0..=100.0).contains(&percent) => {
             let message = format!("a sample of {percent} percent");

@@ -112,6 +112,8 @@ const CASES: &[(&str, i32, &str)] = &[
     ("verify-unknown-feature", 1, "verify feature.voltar"),
     ("verify-sample-nothing", 2, "verify a.voltar --sample 0"),
     ("verify-sample-too-much", 2, "verify a.voltar --sample 101%"),
+    ("verify-resume-of-one-snapshot", 2, "verify a.voltar@latest --resume"),
+    ("verify-sample-of-one-snapshot", 2, "verify a.voltar@latest --sample 10"),
     ("verify-bad-selector", 2, "verify a.voltar@yesterday"),
     ("verify-unknown-id", 1, "verify a.voltar@0123456789abcdef"),
     ("verify-broken-header", 3, "verify header.voltar"),

@@ -1,12 +1,26 @@
 //! What reports and failures must not keep quiet, and what they must not say.
 
+use std::os::unix::fs::PermissionsExt;
+use std::{fs, path::Path};
+
+use nix::sys::signal::Signal;
 use serde_json::json;
 use voltar_tests::command::words;
-use voltar_tests::data::disk;
-use voltar_tests::{Scratch, Voltar};
+use voltar_tests::data::{assert_same, disk};
+use voltar_tests::{Rng, Scratch, Voltar, is_root, skip};
 
 fn voltar(scratch: &Scratch, line: &str) -> Voltar {
     Voltar::new(scratch).args(words(line))
+}
+
+/// An archive of as many snapshots of one volume.
+fn snapshots(count: u64) -> Scratch {
+    let scratch = Scratch::new();
+    for seed in 0..count {
+        scratch.write("disk", &disk(seed, 300_000));
+        voltar(&scratch, "backup disk a.voltar").ok();
+    }
+    scratch
 }
 
 #[test]
@@ -36,6 +50,16 @@ fn a_diff_tells_sizes_and_volumes_that_differ() {
     assert!(text.contains("grew from 131072 to 500000 bytes\n"), "{text}");
     let one = voltar(&scratch, "diff a.voltar latest~1 latest --volume disk").json();
     assert_eq!((&one["only_old"], &one["only_new"]), (&json!([]), &json!([])));
+}
+
+#[test]
+fn what_goes_by_the_log_is_not_for_one_snapshot() {
+    let scratch = snapshots(1);
+    for line in ["verify a.voltar@latest --resume", "verify a.voltar@latest --sample 10"] {
+        let ran = voltar(&scratch, line).run().expect(2);
+        assert!(ran.stderr.contains("is for whole archives"), "{}", ran.stderr);
+    }
+    assert!(!scratch.path("state").exists(), "it left a note");
 }
 
 #[test]
@@ -72,4 +96,63 @@ fn foreign_text_is_harmless_wherever_it_is_printed() {
     // Escaped, not changed.
     let list = voltar(&scratch, "list a.voltar").json();
     assert_eq!(list["snapshots"][0]["volumes"][0]["name"], name);
+}
+
+#[test]
+fn without_a_place_for_notes_a_restore_goes_on_and_says_so() {
+    let scratch = Scratch::new();
+    scratch.write("disk", &disk(1, 300_000));
+    voltar(&scratch, "backup disk a.voltar").ok();
+    let nobody = homeless(&scratch);
+    let Some(nobody) = nobody else {
+        return skip("without_a_place_for_notes...", "no `setpriv`, and root always has a place");
+    };
+    let ran = nobody.args(words("restore a.voltar out --json")).ok();
+    assert!(ran.stderr.contains("started again with --overwrite"), "{}", ran.stderr);
+    let warnings = ran.json()["warnings"].clone();
+    assert!(warnings[0].as_str().unwrap().contains("XDG_STATE_HOME"), "{warnings}");
+    assert_same(&scratch.read("out"), &scratch.read("disk"), "without notes");
+}
+
+/// The program without XDG_STATE_HOME and HOME, as a user who is not root.
+fn homeless(scratch: &Scratch) -> Option<Voltar> {
+    let bare = |words: &[&str]| {
+        let voltar = Voltar::instead(scratch, words);
+        voltar.without("XDG_STATE_HOME").without("HOME")
+    };
+    if !is_root() {
+        return Some(bare(&[voltar_tests::program().to_str()?]));
+    }
+    // The program may lie where nobody may look.
+    let copy = scratch.path("program");
+    fs::copy(voltar_tests::program(), &copy).unwrap();
+    let open = fs::Permissions::from_mode(0o777);
+    for path in [&copy, Path::new(scratch.dir()), &scratch.path("a.voltar")] {
+        fs::set_permissions(path, open.clone()).unwrap();
+    }
+    let setpriv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    let works = std::process::Command::new(setpriv[0]).args(&setpriv[1..]).arg("true").status();
+    works
+        .is_ok_and(|status| status.success())
+        .then(|| bare(&[&setpriv[..], &[copy.to_str().expect("a plain path")]].concat()))
+}
+
+#[test]
+fn that_there_will_be_no_note_is_said_before_it_matters() {
+    let scratch = Scratch::new();
+    scratch.write("disk", &Rng::new(1).bytes(16 << 20));
+    voltar(&scratch, "backup disk a.voltar").ok();
+    let file = scratch.write("file", b"no directory");
+    let out = scratch.path("out");
+    let mut running = voltar(&scratch, "restore a.voltar out --limit 4M --json")
+        .env("XDG_STATE_HOME", &file)
+        .start();
+    let written = || std::os::unix::fs::MetadataExt::blocks(&out.metadata().unwrap()) > 0;
+    assert!(running.until(|| out.exists() && written()), "it ended too early");
+    running.signal(Signal::SIGINT);
+    let ran = running.wait().expect(130);
+    assert!(ran.stderr.contains("cannot keep a note in "), "{}", ran.stderr);
+    let object = ran.json();
+    assert!(object["warnings"][0].as_str().unwrap().contains("cannot keep a note"), "{object}");
+    assert_eq!(object["volumes"][0]["complete"], false);
 }

@@ -785,7 +785,7 @@ fn restore_file(
         discard,
         on_damage: OnDamage::Fail,
         dry_run: false,
-        state_dir: directory.join("state"),
+        state_dir: Some(directory.join("state")),
     };
     let report = restore::run(&request, &Context { io, ..context() }).unwrap();
     assert!(report.read_back && report.snapshot == id);
