@@ -173,7 +173,9 @@ pub struct RestoreArgs {
     /// Read the target again afterwards and prove it
     #[arg(long)]
     pub read_back: bool,
-    /// Release the target's unused space first (`auto`: where the device can); never taken for zero
+    /// Release the target's space first, where the device can (`auto`), once all maps are read and all
+    /// chunks found, but before their bytes are proven: what was there is gone even if the restore
+    /// fails then. Never taken for zero
     #[arg(long, value_enum, default_value = "off", value_name = "auto|off")]
     #[arg(hide_possible_values = true)]
     pub discard: Discard,

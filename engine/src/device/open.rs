@@ -7,6 +7,9 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, eaccess};
+
 use super::file::{Access, FileDevice};
 use super::{Device, Resize};
 use crate::error::{Error, ErrorKind, Result};
@@ -14,6 +17,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// How long files and devices may stay in use behind a killed process: io_uring lets go of them
 /// only when the requests in flight are through, some milliseconds after the process is gone.
 pub(crate) const RELEASE_GRACE: Duration = Duration::from_millis(500);
+
+const CANNOT_CREATE: &str = "cannot create the target";
 
 /// Opens a volume to be read: a regular file or a block device that is not empty.
 ///
@@ -33,13 +38,29 @@ pub fn open_source(path: &Path) -> Result<FileDevice> {
     Ok(device)
 }
 
+/// Sees whether [`create_target_file`] could, as far as that is known without trying.
+///
+/// # Errors
+/// As of creating it: what is in the way.
+pub fn check_creatable(path: &Path) -> Result<()> {
+    refuse_new_in_dev(path, CANNOT_CREATE)?;
+    let words = |errno: Errno| in_words(CANNOT_CREATE, path, errno.into());
+    // A link that leads nowhere is there all the same.
+    if path.is_symlink() {
+        return Err(words(Errno::EEXIST));
+    }
+    // The dot tells a directory from a file.
+    let directory = directory_of(path).join(".");
+    eaccess(&directory, AccessFlags::W_OK | AccessFlags::X_OK).map_err(words)
+}
+
 /// Creates a regular file of `len` zero bytes that must not exist yet.
 ///
 /// # Errors
 /// Says what is in the way; nothing is left behind.
 pub fn create_target_file(path: &Path, len: u64) -> Result<FileDevice> {
-    refuse_new_in_dev(path, "cannot create the target")?;
-    let words = |error| in_words("cannot create the target", path, error);
+    refuse_new_in_dev(path, CANNOT_CREATE)?;
+    let words = |error| in_words(CANNOT_CREATE, path, error);
     let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
     let device = FileDevice::from_file(path, file.map_err(words)?, Access::Write);
     let sized = device.and_then(|device| device.set_len(len).map(|()| device));

@@ -57,6 +57,17 @@ pub fn run(
     request: &RestoreRequest,
     context: &Context,
 ) -> Result<RestoreReport, Failed<RestoreReport>> {
+    run_unexplained(request, context).map_err(|failed| match request.dry_run {
+        true => failed,
+        // Whatever changed a target has said so.
+        false => Failed { error: explain(failed.error, false), ..failed },
+    })
+}
+
+fn run_unexplained(
+    request: &RestoreRequest,
+    context: &Context,
+) -> Result<RestoreReport, Failed<RestoreReport>> {
     let started = Instant::now();
     plan::check(request)?;
     context.observer.phase(Phase::Open, None);
@@ -99,8 +110,10 @@ fn bring_back(
 
 /// Tells the user something at once, for who knows whether there will be a report.
 fn warn(report: &mut RestoreReport, context: &Context, text: String) {
-    context.observer.notice(&text);
-    report.warnings.push(text);
+    if !report.warnings.contains(&text) {
+        context.observer.notice(&text);
+        report.warnings.push(text);
+    }
 }
 
 /// What the user should know about bytes that no commit covers.
@@ -145,7 +158,7 @@ fn rehearse_all(
         let size = assignment.job.shape.size();
         let target = MemoryDevice::new(size).with_label(assignment.path.display().to_string());
         let restore = Restore::new(&assignment.job, &target, How::default(), context, engine);
-        let outcome = restore.rehearse().map_err(|error| restore.explain(error));
+        let outcome = restore.rehearse();
         report.volumes.push(restore.report(outcome.is_ok()));
         outcome?;
     }
@@ -169,7 +182,7 @@ fn ready_all(
             Ok(ready) => all.push(ready),
             Err(error) => {
                 all.into_iter().for_each(|ready: Ready| ready.leave(false));
-                return Err(explain(error, false));
+                return Err(error);
             }
         }
     }
@@ -235,6 +248,8 @@ fn write_steps(
 ) -> Result<()> {
     let size = restore.size();
     if request.discard && !ready.how.blank && !ready.how.resumes {
+        // What is on the target is gone then: not before all maps are read and all chunks found.
+        restore.look_ahead()?;
         restore.tally().touch();
         if let Err(error) = ready.discard(0..size) {
             tell(format!("unused space was not released: {error}"));

@@ -1,6 +1,6 @@
 //! Planning: which snapshot, which volumes, onto which targets.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::job::Job;
 use crate::archive::open::Archive;
@@ -41,10 +41,15 @@ pub fn check(request: &RestoreRequest) -> Result<()> {
     });
     match twice {
         None => Ok(()),
-        Some(path) => Err(Error::new(ErrorKind::InvalidRequest, "a target is named twice")
-            .on(path.display().to_string())
-            .hint("each volume needs its own")),
+        Some(path) => Err(named_twice(path)),
     }
+}
+
+/// Refuses a target for the second volume that would go there.
+pub fn named_twice(path: &Path) -> Error {
+    Error::new(ErrorKind::InvalidRequest, "a target is named twice")
+        .on(path.display().to_string())
+        .hint("each volume needs its own")
 }
 
 /// Which volume of `snapshot` goes where.

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 
 use super::compare::Sample;
 use super::job::{Job, Tally};
+use super::plan;
 use super::state::Note;
 use super::volume::How;
 use crate::cancel::Cancel;
 use crate::device::file::{FileDevice, FileIdentity};
 use crate::device::guard::{GuardRequest, guard};
-use crate::device::open::{create_target_file, sync_directory};
+use crate::device::open::{check_creatable, create_target_file, directory_of, sync_directory};
 use crate::device::{Device, Resize};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::ioctl;
@@ -69,7 +70,11 @@ pub fn clear(
     cancel: &Cancel,
 ) -> Result<Cleared> {
     if !path.try_exists().unwrap_or(true) {
-        return Ok(Cleared::Absent(path.to_path_buf()));
+        check_creatable(path)?;
+        return match others.iter().any(|other| is_same_place(other, path)) {
+            true => Err(plan::named_twice(path)),
+            false => Ok(Cleared::Absent(path.to_path_buf())),
+        };
     }
     let resume_allowed = is_noted(path, job, snapshot, request);
     let mut not_these = vec![request.archive.clone()];
@@ -101,6 +106,12 @@ pub fn clear(
             .hint("see what was put there since; --overwrite replaces it"));
     }
     Ok(Cleared::Present { device, holds_data, resumes })
+}
+
+/// Whether two paths of which nothing is there yet would be one file.
+fn is_same_place(one: &Path, other: &Path) -> bool {
+    let directory = |path| directory_of(path).canonicalize().ok();
+    one.file_name() == other.file_name() && directory(one) == directory(other)
 }
 
 fn is_noted(path: &Path, job: &Job, snapshot: &str, request: &RestoreRequest) -> bool {

@@ -108,12 +108,25 @@ impl<'a> Restore<'a> {
     /// # Errors
     /// Damage, unless it is borne; `Interrupted`.
     pub fn rehearse(&self) -> Result<()> {
+        self.find_all(&self.tally)
+    }
+
+    /// Reads the map and finds every chunk in the index, before something is done to the target
+    /// that cannot be undone.
+    ///
+    /// # Errors
+    /// As [`rehearse`](Self::rehearse).
+    pub fn look_ahead(&self) -> Result<()> {
+        self.find_all(&Tally::default())
+    }
+
+    fn find_all(&self, tally: &Tally) -> Result<()> {
         self.context.observer.phase(Phase::Walk, Some(self.job.shape.size()));
-        let mut lookup = Lookup::new(self.job, None, true, &self.tally, self.context)?;
+        let mut lookup = Lookup::new(self.job, None, true, tally, self.context)?;
         while let Some(window) = lookup.next_window()? {
             for item in window.frames.iter().flat_map(|wanted| &wanted.items) {
                 let bytes = self.job.bytes_of(&(item.chunk..item.chunk + 1));
-                self.tally.written.fetch_add(bytes.end - bytes.start, Ordering::Relaxed);
+                tally.written.fetch_add(bytes.end - bytes.start, Ordering::Relaxed);
                 self.context.observer.advance(bytes.end - bytes.start);
             }
         }
@@ -271,18 +284,22 @@ impl<'a> Restore<'a> {
     }
 }
 
-/// `error` of a restore that has or has not changed bytes of the target.
+/// `error` of a restore that has or has not changed bytes of the target, with what it means for
+/// the target. What it means is not said twice: the innermost knows best.
 pub fn explain(error: Error, touched: bool) -> Error {
-    const PARTLY: &str = "the target is partly written";
-    const AGAIN: &str = "run the same command again: it goes on where this one stopped";
-    match (error.kind(), touched) {
-        (ErrorKind::Mismatch, _) => error,
-        (ErrorKind::TargetRefused, false) => error,
-        (_, false) => error.meaning("nothing was written"),
-        (ErrorKind::Interrupted, true) => error.meaning(PARTLY).hint(AGAIN),
-        (ErrorKind::Damaged | ErrorKind::UnsupportedFormat | ErrorKind::Internal, true) => {
-            error.meaning(PARTLY)
-        }
-        (_, true) => error.as_kind(ErrorKind::TargetPartial).meaning(PARTLY).hint(AGAIN),
+    const UNTOUCHED: &str = "not a byte of the target was written";
+    const PARTLY: &str = "the target is partly written: do not use it yet";
+    let error = match error.kind() {
+        ErrorKind::Mismatch
+        | ErrorKind::Interrupted
+        | ErrorKind::Damaged
+        | ErrorKind::UnsupportedFormat
+        | ErrorKind::Internal => error,
+        _ if !touched => error,
+        _ => error.as_kind(ErrorKind::TargetPartial),
+    };
+    match error.data_meaning() {
+        Some(_) => error,
+        None => error.meaning(if touched { PARTLY } else { UNTOUCHED }),
     }
 }

@@ -99,6 +99,8 @@ const CASES: &[(&str, i32, &str)] = &[
     ("restore-target-is-directory", 5, "restore a.voltar dir --overwrite"),
     ("restore-target-character-device", 5, "restore a.voltar /dev/null --overwrite"),
     ("restore-in-missing-directory", 1, "restore a.voltar nowhere/new.img"),
+    ("restore-rehearsed-in-missing-directory", 1, "restore a.voltar nowhere/new.img --dry-run"),
+    ("restore-rehearsed-onto-data", 5, "restore a.voltar other --dry-run"),
     ("restore-uri", 2, "restore a.voltar nbd://host/export"),
     ("restore-delta-word", 2, "restore a.voltar new.img --delta maybe"),
     ("restore-limit-word", 2, "restore a.voltar new.img --limit fast"),

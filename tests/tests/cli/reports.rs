@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::{fs, path::Path};
 
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use voltar_tests::command::words;
 use voltar_tests::data::{assert_same, disk};
 use voltar_tests::{Rng, Scratch, Voltar, is_root, skip};
@@ -21,6 +21,14 @@ fn snapshots(count: u64) -> Scratch {
         voltar(&scratch, "backup disk a.voltar").ok();
     }
     scratch
+}
+
+fn records(scratch: &Scratch, kind: &str) -> Vec<(u64, u64)> {
+    let inspect = voltar(scratch, "inspect a.voltar").json();
+    let records = inspect["records"].as_array().unwrap().iter();
+    let place =
+        |record: &Value| (record["offset"].as_u64().unwrap(), record["length"].as_u64().unwrap());
+    records.filter(|record| record["kind"] == kind).map(place).collect()
 }
 
 #[test]
@@ -96,6 +104,56 @@ fn foreign_text_is_harmless_wherever_it_is_printed() {
     // Escaped, not changed.
     let list = voltar(&scratch, "list a.voltar").json();
     assert_eq!(list["snapshots"][0]["volumes"][0]["name"], name);
+}
+
+#[test]
+fn a_rehearsal_refuses_what_the_run_would_refuse() {
+    let scratch = Scratch::new();
+    scratch.write("disk", &disk(1, 100_000));
+    voltar(&scratch, "backup disk a.voltar").ok();
+    voltar(&scratch, "backup one=disk two=disk two.voltar").ok();
+    scratch.write("full.img", &[1; 100_000]);
+    scratch.write("read-only.img", b"");
+    let read_only = fs::Permissions::from_mode(0o444);
+    fs::set_permissions(scratch.path("read-only.img"), read_only).unwrap();
+    fs::create_dir(scratch.path("dir")).unwrap();
+    std::os::unix::fs::symlink("nowhere", scratch.path("link")).unwrap();
+    let before = scratch.contents();
+    for (code, line) in [
+        (5, "restore a.voltar full.img"),
+        (5, "restore a.voltar read-only.img"),
+        (5, "restore a.voltar dir"),
+        (5, "restore a.voltar a.voltar --overwrite"),
+        (1, "restore a.voltar nowhere/new.img"),
+        (1, "restore a.voltar disk/new.img"),
+        (1, "restore a.voltar link"),
+        (1, "restore a.voltar /dev/voltar-no-such-device"),
+        (1, "restore two.voltar one=new.img two=dir/../new.img"),
+    ] {
+        let rehearsed = voltar(&scratch, &format!("{line} --dry-run")).run().expect(code);
+        let run = voltar(&scratch, line).run().expect(code);
+        let first = |text: &str| text.lines().next().unwrap_or_default().to_owned();
+        assert_eq!(first(&rehearsed.stderr), first(&run.stderr), "{line}");
+        assert!(rehearsed.stderr.starts_with("error: "), "{line}: {}", rehearsed.stderr);
+        let said = rehearsed.stderr.matches(" was written").count();
+        assert_eq!(said, 1, "{line}: {}", rehearsed.stderr);
+        assert_eq!(run.stderr.matches(" was written").count(), 1, "{line}: {}", run.stderr);
+    }
+    assert!(scratch.contents() == before, "a refusal changed something");
+}
+
+#[test]
+fn nothing_is_discarded_for_an_archive_whose_maps_are_lost() {
+    let scratch = snapshots(1);
+    let (offset, length) = records(&scratch, "data")[0];
+    // Nodes are the last that a segment holds: what the index leads to is not there.
+    scratch.patch("a.voltar", offset + 4096, &vec![0; length as usize - 4096]);
+    let old = Rng::new(7).bytes(300_000);
+    scratch.write("target", &old);
+    let line = "restore a.voltar target --overwrite --discard auto --delta off";
+    let ran = voltar(&scratch, line).run().expect(3);
+    assert!(ran.stderr.contains("not a byte of the target was written"), "{}", ran.stderr);
+    assert_same(&scratch.read("target"), &old, "the target");
 }
 
 #[test]
