@@ -283,7 +283,7 @@ fn list(archive: &str) -> String {
 }
 
 /// The argument as a shell takes it, so that hints can be pasted.
-fn word(text: &str) -> String {
+pub fn word(text: &str) -> String {
     let is_plain = |c: char| c.is_alphanumeric() || "/._-+,:@%=".contains(c);
     match !text.is_empty() && text.chars().all(is_plain) {
         true => text.to_string(),

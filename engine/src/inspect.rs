@@ -17,6 +17,7 @@ use voltar_format::{FormatError, LogOffset};
 
 use crate::archive::chain::{Link, links};
 use crate::archive::index::Index;
+use crate::archive::lost::losses_among;
 use crate::archive::open::Archive;
 use crate::archive::snapshots::Snapshot;
 use crate::archive::spans::{Span, spans};
@@ -43,8 +44,8 @@ pub fn open(path: &Path, context: &Context) -> Result<Archive> {
 
 /// Snapshots, newest last.
 ///
-/// A damaged commit costs its own snapshot only: the others are listed, and the observer is told
-/// which place is damaged.
+/// A damaged commit costs its own snapshot only: the others are listed, and what is known of those
+/// that are lost stands beside them.
 ///
 /// # Errors
 /// Those of opening; `Damaged` naming the commit, if no snapshot can be listed because of it.
@@ -59,19 +60,28 @@ pub fn list(archive: &Path, context: &Context) -> Result<ListReport> {
 pub fn list_archive(archive: &Archive, context: &Context) -> Result<ListReport> {
     let mut snapshots = Vec::new();
     let mut failure = None;
-    for link in links(archive)? {
+    let links = links(archive)?;
+    for link in &links {
         context.cancel.check()?;
-        match summary_at(archive, &link) {
+        match summary_at(archive, link) {
             Ok(summary) => snapshots.extend(summary),
             Err(error) => {
-                context.observer.notice(&lost_words(&link));
+                if link.lost.is_none() {
+                    context.observer.notice(&lost_words(link));
+                }
                 failure.get_or_insert(error);
             }
         }
     }
+    let losses = losses_among(archive, &links);
     match failure {
         Some(error) if snapshots.is_empty() => Err(error),
-        _ => Ok(ListReport { archive: archive.label().to_owned(), snapshots }),
+        failure => Ok(ListReport {
+            archive: archive.label().to_owned(),
+            snapshots,
+            complete: failure.is_none() && losses.lost_commits.is_empty(),
+            losses,
+        }),
     }
 }
 

@@ -123,10 +123,50 @@ pub struct VerifyReport {
     pub bytes: u64,
     /// Bytes behind the last commit: an interrupted run's, not part of any snapshot.
     pub uncommitted_bytes: u64,
+    /// What was picked to be read, if not all was.
+    pub sample: Option<Sample>,
     /// Everything that is damaged.
     pub damaged: Vec<Damage>,
+    /// Commits that are lost, and the snapshots they made with them.
+    #[serde(flatten)]
+    pub losses: Losses,
     /// Seconds from start to end.
     pub elapsed_s: f64,
+}
+
+/// How much of an archive a verification picked to look at.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Sample {
+    /// The percentage that was asked for.
+    pub percent: f64,
+    /// Data segments that were picked.
+    pub segments: u64,
+    /// Data segments that there were to pick from.
+    pub of: u64,
+}
+
+/// Commits of an archive that cannot be read any more, and what is known of their snapshots.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Losses {
+    /// Where they were, in the order of the log.
+    pub lost_commits: Vec<LostCommits>,
+    /// Ids of snapshots that are gone, as far as others name them as parents.
+    pub lost_snapshots: Vec<String>,
+}
+
+/// Commits lost in one place, all of their copies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LostCommits {
+    /// Where the first began, in bytes.
+    pub offset: u64,
+    /// How far it is to the end of the last; one block where that is not known.
+    pub length: u64,
+    /// How many there were, by the numbers of those around them; not known of the newest.
+    pub commits: Option<u64>,
+    /// The snapshot before them, if there is one.
+    pub after: Option<String>,
+    /// The snapshot behind them, if there is one.
+    pub before: Option<String>,
 }
 
 /// One damaged place.
@@ -164,6 +204,11 @@ pub struct ListReport {
     pub archive: String,
     /// Its snapshots, newest last.
     pub snapshots: Vec<SnapshotSummary>,
+    /// Whether these are all there were, as far as the commits tell.
+    pub complete: bool,
+    /// Commits that are lost, and the snapshots they made with them.
+    #[serde(flatten)]
+    pub losses: Losses,
 }
 
 /// One snapshot, in short.

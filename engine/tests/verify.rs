@@ -367,9 +367,22 @@ fn an_interrupted_verification_goes_on_where_it_was() {
 #[test]
 fn a_sample_reads_less() {
     let (shelf, _) = three_snapshots();
-    let none = VerifyRequest { sample_percent: Some(0.0), ..request(false) };
-    let report = verify(&shelf.device, &none).unwrap();
-    assert!(report.ok && report.frames == 0, "{:#?}", report.damaged);
+    let whole = verify(&shelf.device, &request(false)).unwrap();
+    assert_eq!(whole.sample, None);
+    for (percent, picked) in [(0.1, 1), (34.0, 2), (100.0, 3)] {
+        let some = VerifyRequest { sample_percent: Some(percent), ..request(false) };
+        let report = verify(&shelf.device, &some).unwrap();
+        let sample = report.sample.unwrap();
+        assert_eq!((sample.percent, sample.segments, sample.of), (percent, picked, 3));
+        assert!(report.ok && report.frames > 0, "{:#?}", report.damaged);
+        assert_eq!(report.frames < whole.frames, picked < 3);
+    }
+    let of_one = VerifyRequest {
+        snapshot: Some(Selector::Latest(0)),
+        sample_percent: Some(10.0),
+        ..request(false)
+    };
+    assert!(verify(&shelf.device, &of_one).is_err());
     let wrong = VerifyRequest { sample_percent: Some(101.0), ..request(false) };
     assert!(verify(&shelf.device, &wrong).is_err());
 }

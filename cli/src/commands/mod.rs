@@ -15,8 +15,9 @@ use std::sync::Arc;
 use serde::Serialize;
 use voltar_engine::cancel::Cancel;
 use voltar_engine::options::Context;
+use voltar_engine::report::Losses;
 
-use crate::error::{Act, CommandError, Scene};
+use crate::error::{Act, CommandError, Scene, word};
 use crate::outcome::Partial;
 use crate::render::{Console, Finished, Human, Progress};
 use crate::resolve::{Job, Task};
@@ -75,6 +76,21 @@ where
 /// The scene of a command that only reads `archive`.
 fn looking_at(archive: &Path) -> Scene {
     Scene { act: Act::Look, dry_run: false, archive: Some(archive.display().to_string()) }
+}
+
+/// What was lost together with commits, and what can be done about it.
+fn lost(losses: &Losses, archive: &str) -> Option<(String, String)> {
+    let commits: u64 = losses.lost_commits.iter().map(|lost| lost.commits.unwrap_or(1)).sum();
+    let meaning = match commits {
+        0 => return None,
+        1 => "a commit is lost, and with it the snapshot that it made".to_string(),
+        _ => format!("{commits} commits are lost, and with them the snapshots that they made"),
+    };
+    let hint = format!(
+        "`voltar inspect {} --salvage NEW` brings back what can still be read of it",
+        word(archive)
+    );
+    Some((meaning, hint))
 }
 
 /// `3 structures are damaged`, with the archive's name.

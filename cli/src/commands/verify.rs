@@ -7,8 +7,9 @@ use voltar_engine::error::Failed;
 use voltar_engine::options::{Context, VerifyRequest};
 use voltar_engine::report::VerifyReport;
 use voltar_engine::verify;
+use voltar_engine::words::count;
 
-use super::{Outcome, are_damaged, looking_at, stopped};
+use super::{Outcome, are_damaged, looking_at, lost, stopped};
 use crate::error::CommandError;
 use crate::exit::Exit;
 use crate::render::Finished;
@@ -55,35 +56,50 @@ fn damaged(report: &VerifyReport) -> Option<CommandError> {
         return None;
     }
     let headline = are_damaged(report.damaged.len(), "structure", &report.archive);
-    let costs_data = report.damaged.iter().any(|damage| !damage.affects.is_empty());
-    let hint = match costs_data {
-        true => {
+    let lost = lost(&report.losses, &report.archive);
+    let hint = match (costs_data(report), &lost) {
+        (true, _) => {
             "`voltar restore --on-damage zero` restores the rest; a backup with `--dedup off` \
              stores the data again, if the source still has it"
         }
-        false => "`voltar restore --on-damage zero` restores the rest; back up to another archive",
+        (false, Some((_, hint))) => hint.as_str(),
+        (false, None) => {
+            "`voltar restore --on-damage zero` restores the rest; back up to another archive"
+        }
     };
-    Some(CommandError::new(Exit::Damaged, "damaged", headline).meaning(cost(report)).hint(hint))
+    let meaning = match (cost(report), &lost) {
+        (cost, None) => cost,
+        (cost, Some((lost, _))) => format!("{lost}; {cost}"),
+    };
+    Some(CommandError::new(Exit::Damaged, "damaged", headline).meaning(meaning).hint(hint))
 }
 
+fn costs_data(report: &VerifyReport) -> bool {
+    report.damaged.iter().any(|damage| !damage.affects.is_empty())
+}
+
+/// What the damage costs the snapshots that are there.
 fn cost(report: &VerifyReport) -> String {
     let affected: Vec<_> = report.damaged.iter().flat_map(|damage| &damage.affects).collect();
     if affected.is_empty() {
-        return "no volume of a snapshot is known to lose bytes by it".to_string();
+        return match report.losses.lost_commits.is_empty() {
+            true => "no volume of a snapshot is known to lose bytes by it".to_string(),
+            false => "no volume of another snapshot is known to lose bytes".to_string(),
+        };
     }
     let mut snapshots: Vec<&str> = affected.iter().map(|a| a.snapshot.as_str()).collect();
     snapshots.sort_unstable();
     snapshots.dedup();
     format!(
-        "{} ranges in {} snapshots cannot be restored; the rest can",
-        affected.len(),
-        snapshots.len()
+        "{} in {} cannot be restored; the rest can",
+        count(affected.len() as u64, "range"),
+        count(snapshots.len() as u64, "snapshot")
     )
 }
 
 #[cfg(test)]
 mod tests {
-    use voltar_engine::report::{Affected, Damage};
+    use voltar_engine::report::{Affected, Damage, Losses, LostCommits};
 
     use super::*;
 
@@ -103,7 +119,9 @@ mod tests {
             frames: 1,
             bytes: 1,
             uncommitted_bytes: 0,
+            sample: None,
             damaged: vec![damage],
+            losses: Losses::default(),
             elapsed_s: 0.0,
         }
     }
@@ -121,8 +139,24 @@ mod tests {
         assert_eq!(error.headline, "one structure is damaged: x");
         let cost = "3 ranges in 2 snapshots cannot be restored; the rest can";
         assert_eq!(error.meaning.as_deref(), Some(cost));
+        let one = damaged(&report(vec![range("a")])).unwrap();
+        let cost = "1 range in 1 snapshot cannot be restored; the rest can";
+        assert_eq!(one.meaning.as_deref(), Some(cost));
         assert!(damaged(&report(Vec::new())).unwrap().meaning.is_some());
         let whole = VerifyReport { ok: true, ..report(Vec::new()) };
         assert!(damaged(&whole).is_none());
+    }
+
+    #[test]
+    fn a_lost_commit_is_not_harmless() {
+        let gap = LostCommits { offset: 0, length: 1, commits: Some(2), after: None, before: None };
+        let losses = Losses { lost_commits: vec![gap], lost_snapshots: Vec::new() };
+        let error = damaged(&VerifyReport { losses, ..report(Vec::new()) }).unwrap();
+        assert_eq!(
+            error.meaning.as_deref().unwrap(),
+            "2 commits are lost, and with them the snapshots that they made; no volume of another \
+             snapshot is known to lose bytes"
+        );
+        assert!(error.hint.as_deref().unwrap().contains("--salvage"));
     }
 }

@@ -13,6 +13,7 @@ pub mod chain;
 pub mod index;
 pub mod items;
 pub mod log;
+pub mod lost;
 pub mod manifest;
 pub mod open;
 mod recover;

@@ -28,13 +28,14 @@ mod work;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::archive::lost::losses;
 use crate::archive::open::{Archive, length};
 use crate::archive::snapshots::Snapshot;
 use crate::device::open::open_archive_reader;
 use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::observe::Phase;
 use crate::options::{Context, VerifyRequest};
-use crate::report::VerifyReport;
+use crate::report::{Sample, VerifyReport};
 
 use note::NoteFile;
 use tally::Tally;
@@ -67,9 +68,9 @@ pub fn verify_archive(
     let snapshot =
         request.snapshot.as_ref().map(|selector| archive.select(selector)).transpose()?;
     let file_len = length(&*archive.home)?;
-    // What one snapshot needs is read anew each time: it is not in the log's order.
-    let file = request.resume.clone().filter(|_| snapshot.is_none());
-    let note = file.map(|path| NoteFile::open(path, archive, request)).transpose()?;
+    let losses = losses(archive)?;
+    let note =
+        request.resume.clone().map(|path| NoteFile::open(path, archive, request)).transpose()?;
     let mut tally = Tally::new(note, context);
     let outcome = prove(archive, request, context, &mut tally, snapshot.as_ref());
     let report = VerifyReport {
@@ -80,7 +81,13 @@ pub fn verify_archive(
         frames: tally.frames,
         bytes: tally.bytes,
         uncommitted_bytes: file_len.saturating_sub(archive.end().0),
+        sample: request.sample_percent.map(|percent| Sample {
+            percent,
+            segments: tally.data_segments.1,
+            of: tally.data_segments.0,
+        }),
         damaged: tally.findings.into_damages(),
+        losses,
         elapsed_s: started.elapsed().as_secs_f64(),
     };
     Failed::unless(outcome, report)

@@ -21,7 +21,7 @@ use super::record::{Record, misfit};
 use crate::archive::chain::{Link, links};
 use crate::archive::open::Archive;
 use crate::archive::read_exact;
-use crate::archive::spans::borders;
+use crate::archive::spans::{Span, borders, spans};
 use crate::error::{ErrorKind, Result};
 use crate::options::VerifyRequest;
 
@@ -149,10 +149,36 @@ struct Expected {
 /// The scout of the data pass.
 pub(super) struct Scout<'a> {
     archive: &'a Archive,
-    sample: Option<f64>,
+    sample_percent: Option<f64>,
+    picker: Option<Picker>,
     begin: u64,
     expected: Expected,
     before: Option<Commit>,
+}
+
+/// Picks a share of the data segments at random as they come, at least one, each as likely as any
+/// other.
+struct Picker {
+    /// Segments to come.
+    left: u64,
+    /// How many of them are to be picked.
+    wanted: u64,
+}
+
+impl Picker {
+    fn new(count: u64, percent: f64) -> Picker {
+        let wanted = (count as f64 * percent / 100.0).ceil() as u64;
+        Picker { left: count, wanted: wanted.clamp(1, count.max(1)) }
+    }
+
+    fn pick(&mut self) -> bool {
+        use rand::RngExt;
+        let is_picked = self.wanted > 0
+            && (self.left <= self.wanted || rand::rng().random_range(0..self.left) < self.wanted);
+        self.left = self.left.saturating_sub(1);
+        self.wanted -= u64::from(is_picked);
+        is_picked
+    }
 }
 
 /// The records that one commit seals, and what they add up to.
@@ -183,7 +209,9 @@ impl<'a> Scout<'a> {
     /// For a pass whose data before `begin` was checked by an earlier run.
     pub fn new(archive: &'a Archive, request: &VerifyRequest, begin: u64) -> Scout<'a> {
         let expected = Expected { sequence: Some(1), previous: Some(0), last_commit: Some(0) };
-        Scout { archive, sample: request.sample_percent, begin, expected, before: None }
+        // All of them need no picking.
+        let sample_percent = request.sample_percent.filter(|percent| *percent < 100.0);
+        Scout { archive, sample_percent, picker: None, begin, expected, before: None }
     }
 
     /// Goes through the log.
@@ -192,10 +220,25 @@ impl<'a> Scout<'a> {
     /// Of whoever takes the jobs; `UnsupportedFormat`. Damage is in the jobs.
     pub fn run(mut self, send: Send<'_>) -> Result<()> {
         self.header(send)?;
-        for link in links(self.archive)? {
+        let links = links(self.archive)?;
+        self.picker =
+            self.sample_percent.map(|percent| Picker::new(self.segments(&links), percent));
+        for link in links {
             self.interval(link, send)?;
         }
         Ok(())
+    }
+
+    /// Data segments that are to be checked, as far as footers tell.
+    fn segments(&self, links: &[Link]) -> u64 {
+        let (home, id) = (&*self.archive.home, self.archive.id);
+        let records = links.iter().flat_map(|link| {
+            let (start, end) = (LogOffset(link.log_start), LogOffset(link.range.start));
+            // What cannot be read is met again, and named then.
+            spans(home, id, start, end).unwrap_or_default()
+        });
+        let is_data = |span: &Span| matches!(span.footer, Ok((_, RecordKind::Data)));
+        records.filter(|span| span.range.end > self.begin && is_data(span)).count() as u64
     }
 
     /// Goes through the commits alone.
@@ -238,7 +281,7 @@ impl<'a> Scout<'a> {
         self.check_place(&record, send)?;
         interval.count(&record);
         let is_new = range.end > self.begin;
-        let checked = is_new && (record.kind() != RecordKind::Data || self.is_in_sample());
+        let checked = is_new && (record.kind() != RecordKind::Data || self.is_picked());
         let spot = match record.kind() {
             // What a later version stored here, and this one may pass over.
             RecordKind::Other => None,
@@ -260,9 +303,8 @@ impl<'a> Scout<'a> {
         send(Job::RecordEnds { range, kind, checked, spot })
     }
 
-    fn is_in_sample(&self) -> bool {
-        use rand::RngExt;
-        self.sample.is_none_or(|percent| rand::rng().random_range(0.0..100.0) < percent)
+    fn is_picked(&mut self) -> bool {
+        self.picker.as_mut().is_none_or(Picker::pick)
     }
 
     /// Checks what a record's head says of its neighbours, and goes on from it.
@@ -458,4 +500,23 @@ pub(super) fn send_frames(frames: Frames, send: Send<'_>) -> Result<()> {
         send(Job::Frames { of: Arc::clone(&of), which, read })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_are_picked_as_were_wanted_and_never_none() {
+        for (count, percent, wanted) in
+            [(1, 0.1, 1), (7, 1.0, 1), (10, 30.0, 3), (10, 31.0, 4), (1000, 99.9, 999)]
+        {
+            let mut picker = Picker::new(count, percent);
+            let picked = (0..count).filter(|_| picker.pick()).count();
+            assert_eq!(picked, wanted, "{percent} % of {count}");
+        }
+        // One more than was counted: its footer is damaged.
+        let mut picker = Picker::new(0, 10.0);
+        assert!(picker.pick() && !picker.pick());
+    }
 }

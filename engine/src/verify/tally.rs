@@ -31,6 +31,8 @@ pub(super) struct Tally<'a> {
     pub frames: u64,
     /// Bytes looked at.
     pub bytes: u64,
+    /// Data segments that this run came past, and how many of them it looked at.
+    pub data_segments: (u64, u64),
     /// Where tables are, ascending.
     pub spots: Vec<Spot>,
     begin: u64,
@@ -60,6 +62,7 @@ impl<'a> Tally<'a> {
             segments: progress.segments,
             frames: progress.frames,
             bytes: if is_new { BLOCK_LEN as u64 } else { progress.bytes },
+            data_segments: (0, 0),
             spots: Vec::new(),
             begin: progress.offset,
             counted: 0,
@@ -124,6 +127,10 @@ impl<'a> Tally<'a> {
             Job::RunEnds => self.end_run(),
             Job::RecordEnds { range, kind, checked, spot } => {
                 self.spots.extend(spot);
+                if kind == RecordKind::Data && range.end > self.begin {
+                    self.data_segments.0 += 1;
+                    self.data_segments.1 += u64::from(checked);
+                }
                 if kind == RecordKind::Index {
                     self.runs.entry(range.start).or_insert(None);
                 }

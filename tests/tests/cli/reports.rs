@@ -31,6 +31,56 @@ fn records(scratch: &Scratch, kind: &str) -> Vec<(u64, u64)> {
     records.filter(|record| record["kind"] == kind).map(place).collect()
 }
 
+/// Spoils both copies of a commit.
+fn lose(scratch: &Scratch, commit: (u64, u64)) {
+    for copy in [0, commit.1 / 2] {
+        scratch.flip("a.voltar", commit.0 + copy + 200, 0);
+    }
+}
+
+#[test]
+fn a_lost_commit_in_the_middle_is_a_lost_snapshot() {
+    let scratch = snapshots(3);
+    let list = voltar(&scratch, "list a.voltar").json();
+    let id = |at: usize| list["snapshots"][at]["id"].clone();
+    assert_eq!((&list["complete"], &list["lost_commits"]), (&json!(true), &json!([])));
+    let commit = records(&scratch, "commit")[1];
+    lose(&scratch, commit);
+    let lost = json!([{
+        "offset": commit.0, "length": commit.1, "commits": 1, "after": id(0), "before": id(2),
+    }]);
+    for line in ["list a.voltar", "verify a.voltar", "verify a.voltar --stored"] {
+        let ran = voltar(&scratch, &format!("{line} --json")).run().expect(3);
+        let object = ran.json();
+        assert_eq!(object["lost_commits"], lost, "{line}");
+        assert_eq!(object["lost_snapshots"], json!([id(1)]), "{line}");
+        let ran = voltar(&scratch, line).run().expect(3);
+        assert!(ran.text().contains("1 commit lost at "), "{line}: {}", ran.text());
+        let name = format!("lost snapshot {}\n", &id(1).as_str().unwrap()[..12]);
+        assert!(ran.text().contains(&name), "{line}: {}", ran.text());
+        assert!(ran.stderr.contains("the snapshot that it made"), "{line}: {}", ran.stderr);
+        assert!(ran.stderr.contains("--salvage"), "{line}: {}", ran.stderr);
+    }
+    let left = voltar(&scratch, "list a.voltar --json").run().json();
+    assert_eq!(left["snapshots"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn the_newest_commit_is_missed_where_something_follows_it() {
+    let scratch = snapshots(2);
+    scratch.write("disk", &Rng::new(9).bytes(3 << 20));
+    scratch.write("huge", b"");
+    fs::File::options().write(true).open(scratch.path("huge")).unwrap().set_len(65 << 20).unwrap();
+    // Fails when everything else is stored, and leaves that behind the last commit.
+    voltar(&scratch, "backup disk a.voltar --attach huge").run().expect(1);
+    lose(&scratch, records(&scratch, "commit")[1]);
+    let object = voltar(&scratch, "list a.voltar --json").run().expect(3).json();
+    let lost = &object["lost_commits"][0];
+    assert_eq!((&lost["commits"], &lost["before"]), (&Value::Null, &Value::Null), "{object}");
+    assert_eq!(lost["after"], object["snapshots"][0]["id"]);
+    assert_eq!(object["snapshots"].as_array().unwrap().len(), 1);
+}
+
 #[test]
 fn a_diff_tells_sizes_and_volumes_that_differ() {
     let scratch = Scratch::new();
@@ -58,6 +108,23 @@ fn a_diff_tells_sizes_and_volumes_that_differ() {
     assert!(text.contains("grew from 131072 to 500000 bytes\n"), "{text}");
     let one = voltar(&scratch, "diff a.voltar latest~1 latest --volume disk").json();
     assert_eq!((&one["only_old"], &one["only_new"]), (&json!([]), &json!([])));
+}
+
+#[test]
+fn a_sample_looks_at_something_and_says_at_what() {
+    let scratch = snapshots(4);
+    let whole = voltar(&scratch, "verify a.voltar").json();
+    assert!(whole["sample"].is_null());
+    for (percent, segments) in [("0.01", 1), ("30", 2), ("100", 4)] {
+        let line = format!("verify a.voltar --sample {percent}");
+        let object = voltar(&scratch, &line).json();
+        let sample = &object["sample"];
+        assert_eq!((&sample["segments"], &sample["of"]), (&json!(segments), &json!(4)), "{line}");
+        assert!(object["frames"].as_u64().unwrap() > 0, "{object}");
+        let text = voltar(&scratch, &line).ok().text();
+        let words = format!("a sample of {percent} %: {segments} of 4 data segments read");
+        assert!(text.contains(&words), "{text}");
+    }
 }
 
 #[test]

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use voltar_engine::report::{ListReport, SnapshotSummary};
 
 use super::table::Table;
-use super::{Human, View, size_cell, text};
+use super::{Human, View, losses, size_cell, text};
 
 impl Human for ListReport {
     fn human(&self, view: &View) -> String {
+        let lost = losses(&self.losses, view);
         if self.snapshots.is_empty() {
-            return format!("no snapshots: {}\n", text::clean(&self.archive));
+            return format!("no snapshots: {}\n{lost}", text::clean(&self.archive));
         }
         let mut table = Table::new(&["id", "time", "volumes", ">size", ">stored", "tags"]);
         for snapshot in &self.snapshots {
@@ -23,7 +24,7 @@ impl Human for ListReport {
                 tags(&snapshot.tags).into(),
             ]);
         }
-        table.render()
+        table.render() + &lost
     }
 }
 
@@ -43,7 +44,7 @@ pub(super) fn tags(tags: &BTreeMap<String, String>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use voltar_engine::report::VolumeSummary;
+    use voltar_engine::report::{Losses, VolumeSummary};
 
     use super::super::fake::{ID, verbose, view};
     use super::*;
@@ -60,7 +61,12 @@ mod tests {
             tags: BTreeMap::from([("why".into(), "up\x1b[1mgrade".into())]),
             stored_bytes: 3 << 20,
         };
-        ListReport { archive: "vm.vlt".into(), snapshots: vec![snapshot] }
+        ListReport {
+            archive: "vm.vlt".into(),
+            snapshots: vec![snapshot],
+            complete: true,
+            losses: Losses::default(),
+        }
     }
 
     #[test]

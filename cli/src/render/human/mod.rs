@@ -17,7 +17,7 @@ use std::borrow::Cow;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use voltar_engine::report::ByteRange;
+use voltar_engine::report::{ByteRange, Losses, LostCommits};
 
 use super::{table, text};
 use crate::size;
@@ -74,6 +74,61 @@ fn ranges(title: &str, volume: &str, ranges: &[ByteRange]) -> String {
         .map(|range| format!("  {}\n", text::range(range.offset, range.length)))
         .collect();
     format!("{title} {}:\n{lines}", text::clean(volume))
+}
+
+/// A line for each place where commits are lost, and for each snapshot known to be.
+fn losses(losses: &Losses, view: &View) -> String {
+    let commits = losses.lost_commits.iter().map(|lost| lost_commits(lost, view));
+    let snapshots = losses.lost_snapshots.iter();
+    let snapshots = snapshots.map(|id| format!("lost snapshot {}\n", view.id(id)));
+    commits.chain(snapshots).collect()
+}
+
+fn lost_commits(lost: &LostCommits, view: &View) -> String {
+    let what = match lost.commits {
+        Some(count) => text::count(count, "commit"),
+        None => "the newest commit".to_string(),
+    };
+    let side = |word: &str, id: &Option<String>| {
+        id.as_ref().map(|id| format!(", {word} snapshot {}", view.id(id))).unwrap_or_default()
+    };
+    format!(
+        "{what} lost at {}{}{}\n",
+        text::range(lost.offset, lost.length),
+        side("after", &lost.after),
+        side("before", &lost.before),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fake::{ID, view};
+    use super::*;
+
+    #[test]
+    fn what_is_lost_is_told_with_what_is_around_it() {
+        let middle = LostCommits {
+            offset: 0x1000,
+            length: 0x2000,
+            commits: Some(1),
+            after: None,
+            before: Some(ID.into()),
+        };
+        let newest = LostCommits {
+            offset: 0x9000,
+            length: 0x1000,
+            commits: None,
+            after: Some(ID.into()),
+            before: None,
+        };
+        let lost = Losses { lost_commits: vec![middle, newest], lost_snapshots: vec![ID.into()] };
+        assert_eq!(
+            losses(&lost, &view()),
+            "1 commit lost at 0x1000..0x3000 (8 KiB), before snapshot 0123456789ab\n\
+             the newest commit lost at 0x9000..0xa000 (4 KiB), after snapshot 0123456789ab\n\
+             lost snapshot 0123456789ab\n"
+        );
+    }
 }
 
 #[cfg(test)]

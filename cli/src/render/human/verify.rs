@@ -1,8 +1,8 @@
 //! The verdict on an archive.
 
-use voltar_engine::report::{Damage, VerifyReport};
+use voltar_engine::report::{Damage, Sample, VerifyReport};
 
-use super::{Human, View, text};
+use super::{Human, View, losses, text};
 use crate::outcome::Partial;
 use crate::size;
 
@@ -11,6 +11,7 @@ impl Human for VerifyReport {
         let word = if self.ok { "ok" } else { "DAMAGED" };
         let mut page = places(self, view);
         page.push_str(&verdict(self, word));
+        page.extend(self.sample.as_ref().map(sampled));
         if self.uncommitted_bytes > 0 {
             page.push_str(&format!(
                 "{} behind the last commit belong to no snapshot; the next backup uses or \
@@ -31,7 +32,14 @@ impl Human for Partial<VerifyReport> {
 }
 
 fn places(report: &VerifyReport, view: &View) -> String {
-    report.damaged.iter().map(|damage| place(damage, view)).collect()
+    let damaged = report.damaged.iter().map(|damage| place(damage, view));
+    damaged.chain([losses(&report.losses, view)]).collect()
+}
+
+fn sampled(sample: &Sample) -> String {
+    let Sample { percent, segments, of } = sample;
+    let there = text::count(*of, "data segment");
+    format!("a sample of {percent} %: {segments} of {there} read, the rest was not looked at\n")
 }
 
 fn verdict(report: &VerifyReport, verdict: &str) -> String {
@@ -68,7 +76,7 @@ fn place(damage: &Damage, view: &View) -> String {
 
 #[cfg(test)]
 mod tests {
-    use voltar_engine::report::Affected;
+    use voltar_engine::report::{Affected, Losses};
 
     use super::super::fake::{ID, view};
     use super::*;
@@ -82,7 +90,9 @@ mod tests {
             frames: 240,
             bytes: 1 << 30,
             uncommitted_bytes: 0,
+            sample: None,
             damaged: Vec::new(),
+            losses: Losses::default(),
             elapsed_s: 2.0,
         }
     }
@@ -93,6 +103,14 @@ mod tests {
             whole().human(&view()),
             "ok  vm.vlt: 3 snapshots, 1 segment, 240 frames, 1 GiB in 2.0 s (512 MiB/s)\n"
         );
+    }
+
+    #[test]
+    fn a_sample_says_of_what() {
+        let sample = Some(Sample { percent: 2.5, segments: 1, of: 40 });
+        let text = VerifyReport { sample, ..whole() }.human(&view());
+        let line = "a sample of 2.5 %: 1 of 40 data segments read, the rest was not looked at\n";
+        assert!(text.starts_with("ok ") && text.ends_with(line), "{text}");
     }
 
     #[test]
