@@ -501,7 +501,8 @@ With --salvage every frame that is whole is copied into NEW, which must not exis
 made of them: the same ones where nothing is missing, else with what is missing marked unreadable
 and the tag salvaged=incomplete. What a backup left whose commit is lost gets the tag
 salvaged=no-commit: it may never have been finished, and what was zero or stored before is missing
-where no map says so. The archive itself is only read. The exit code is 0 if nothing is missing.
+where no map says so. The archive itself is only read. The exit code is 0 if nothing that was
+committed is missing; what an unfinished backup left, or a file that was cut short, is not.
 
 Examples:
   voltar inspect vm7.vlt

@@ -375,7 +375,8 @@ pub struct SalvageReport {
     pub archive: String,
     /// The new archive's path.
     pub new_archive: String,
-    /// Whether nothing is missing, as far as can be known.
+    /// Whether nothing that was committed is missing, as far as can be known. What an unfinished
+    /// backup left is no part of the archive; a file that was cut short looks like that.
     pub complete: bool,
     /// Frames that were found whole.
     pub frames: u64,

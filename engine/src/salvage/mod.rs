@@ -23,9 +23,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use voltar_format::limits::BLOCK_LEN;
-use voltar_format::record::RecordHead;
-use voltar_format::{ArchiveId, FormatError, LogOffset, Structure};
+use voltar_format::record::{RecordHead, RecordKind};
+use voltar_format::segment::Footer;
+use voltar_format::{ArchiveId, FormatError, LogOffset, Structure, wire};
 
+use crate::archive::blocks::blocks;
 use crate::archive::chain::{Link, links};
 use crate::archive::open::{Archive, find_last_commit, length};
 use crate::archive::{Home, read_into};
@@ -72,10 +74,11 @@ pub fn salvage_archive(
     context.observer.phase(Phase::Verify, Some(end));
     let copied = copy::copy(archive, stretches(&links, end), &mut target)?;
     context.observer.phase(Phase::Walk, None);
-    let snapshots = make_snapshots(archive, &links, &copied, &mut target)?;
+    let unfinished = unfinished_from(archive, end);
+    let snapshots = make_snapshots(archive, &links, &copied, unfinished, &mut target)?;
     let lost_commits = lost_commits(archive, &links);
     let unnamed = copied.unnamed + snapshots.unnamed;
-    let complete = lost_commits.is_empty() && unnamed == 0 && snapshots.made.iter().all(is_whole);
+    let complete = lost_commits.is_empty() && copied.unnamed == 0 && !snapshots.lacks;
     Ok(SalvageReport {
         archive: archive.label().to_owned(),
         new_archive: target.label().to_owned(),
@@ -138,12 +141,15 @@ fn stretches(links: &[Link], end: u64) -> Vec<Stretch> {
 struct Made {
     made: Vec<SalvagedSnapshot>,
     unnamed: u64,
+    /// Whether something of what was committed, or may have been, is missing.
+    lacks: bool,
 }
 
 fn make_snapshots(
     archive: &Archive,
     links: &[Link],
     copied: &Copied,
+    unfinished: Option<u64>,
     target: &mut Target<'_>,
 ) -> Result<Made> {
     enum Event<'a> {
@@ -160,25 +166,60 @@ fn make_snapshots(
         match event {
             Event::Commit(link) if link.lost.is_some() => {}
             Event::Commit(link) => match archive.snapshot_of(link.read(archive)?) {
-                Ok(Some(snapshot)) => made.made.push(snapshots.committed(target, &snapshot)?),
+                Ok(Some(snapshot)) => {
+                    let snapshot = snapshots.committed(target, &snapshot)?;
+                    made.lacks |= !is_whole(&snapshot);
+                    made.made.push(snapshot);
+                }
                 Ok(None) => {}
-                Err(_) => made.unnamed += 1,
+                Err(_) => {
+                    made.lacks = true;
+                    made.unnamed += 1;
+                }
             },
-            Event::Orphan(orphan) => match snapshots.orphan(target, orphan)? {
-                Some(snapshot) => made.made.push(snapshot),
-                None => made.unnamed += 1,
-            },
+            Event::Orphan(orphan) => {
+                // A snapshot without its commit never is whole: its tags, its attached files and
+                // what of it could not be read at the source are lost.
+                made.lacks |= unfinished.is_none_or(|from| orphan.start < from);
+                match snapshots.orphan(target, orphan)? {
+                    Some(snapshot) => made.made.push(snapshot),
+                    None => made.unnamed += 1,
+                }
+            }
         }
     }
     Ok(made)
 }
 
-/// A snapshot without a commit never is: its tags, its attached files and what of it could not be
-/// read at the source are lost.
 fn is_whole(snapshot: &SalvagedSnapshot) -> bool {
-    snapshot.committed
-        && snapshot.missing_files.is_empty()
+    snapshot.missing_files.is_empty()
         && snapshot.volumes.iter().all(|volume| volume.missing.is_empty())
+}
+
+/// Where the log of an unfinished backup begins, if what follows the last commit is one and no part
+/// of the archive. It is if it ends in a data segment: with the last byte of a sealed one, or
+/// inside one that is open. A commit that was lost stood behind an index run.
+fn unfinished_from(archive: &Archive, end: u64) -> Option<u64> {
+    let from = archive.end().0;
+    if archive.lost.is_some() || archive.unread.is_some() {
+        return None;
+    }
+    let mut ends = None;
+    for (at, block) in blocks(&*archive.home, from..end).rev() {
+        let block = block.ok()?;
+        let next = LogOffset(at.0 + BLOCK);
+        if next.0 == end && wire::is_zero(&block) {
+            return None;
+        }
+        if let Ok((footer, _)) = Footer::decode_at(&block, next, Some(archive.id)) {
+            ends = ends.or(Some((footer.start, next.0)));
+        }
+        if let Ok((_, kind)) = RecordHead::decode_at(&block, at, Some(archive.id)) {
+            let is_last = ends.is_none_or(|(start, sealed)| start == at && sealed == end);
+            return (kind == RecordKind::Data && is_last).then_some(from);
+        }
+    }
+    None
 }
 
 fn lost_commits(archive: &Archive, links: &[Link]) -> Vec<ByteRange> {

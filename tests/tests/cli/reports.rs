@@ -281,3 +281,24 @@ fn that_there_will_be_no_note_is_said_before_it_matters() {
     assert!(object["warnings"][0].as_str().unwrap().contains("cannot keep a note"), "{object}");
     assert_eq!(object["volumes"][0]["complete"], false);
 }
+
+#[test]
+fn what_an_interrupted_backup_left_is_no_damage_to_salvage() {
+    let scratch = snapshots(1);
+    scratch.write("disk", &Rng::new(5).bytes(3 << 20));
+    scratch.write("huge", b"");
+    fs::File::options().write(true).open(scratch.path("huge")).unwrap().set_len(65 << 20).unwrap();
+    voltar(&scratch, "backup disk a.voltar --attach huge").run().expect(1);
+    let ran = voltar(&scratch, "inspect a.voltar --salvage new.voltar").ok();
+    assert!(ran.text().contains("an unfinished backup's"), "{}", ran.text());
+    assert!(ran.text().contains("complete  new.voltar: 2 snapshots"), "{}", ran.text());
+    assert_eq!(
+        voltar(&scratch, "list new.voltar").json()["snapshots"].as_array().unwrap().len(),
+        2
+    );
+    // A finished one whose commit is lost is.
+    let scratch = snapshots(2);
+    lose(&scratch, records(&scratch, "commit")[1]);
+    let line = "inspect a.voltar --salvage new.voltar --json";
+    assert_eq!(voltar(&scratch, line).run().expect(3).json()["complete"], false);
+}

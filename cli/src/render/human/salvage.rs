@@ -16,6 +16,12 @@ impl Human for SalvageReport {
             let count = text::count(self.unnamed, "piece");
             page.push_str(&format!("{count} of the log belonged to nobody knows which volume\n"));
         }
+        if self.complete && self.snapshots.iter().any(|snapshot| !snapshot.committed) {
+            page.push_str(
+                "what has no commit is an unfinished backup's, unless the file was cut short; nothing \
+                 else is missing\n",
+            );
+        }
         let verdict = if self.complete { "complete" } else { "INCOMPLETE" };
         page.push_str(&format!(
             "{verdict}  {}: {}, {} in {}\n",
