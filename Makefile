@@ -10,7 +10,7 @@ SOAK_CASES ?= 5000
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: all build test demo bench bench-memory fuzz soak lint fmt deps clean help
+.PHONY: all build test demo bench bench-memory fuzz soak mutants lint fmt deps clean help
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ fuzz: ## every fuzz target for FUZZ_SECONDS (default 600)
 
 soak: ## random histories for SOAK_SECONDS, SOAK_KILLS signals, SOAK_CASES cases per property
 	@SOAK_SECONDS=$(SOAK_SECONDS) SOAK_KILLS=$(SOAK_KILLS) SOAK_CASES=$(SOAK_CASES) tests/soak.sh
+
+mutants: ## break voltar on purpose, one way after the other, and see which test notices
+	@tests/mutants.sh
 
 lint: ## formatting, clippy, and cargo-deny if it is installed
 	$(CARGO) fmt --all --check

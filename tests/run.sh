@@ -53,6 +53,15 @@ scripts() {
     return "$good"
 }
 
+# What `make mutants` breaks is still there to be broken.
+mutants() {
+    local patch good=0
+    for patch in tests/mutants/*.patch; do
+        patch --quiet --strip 1 --dry-run <"$patch" >/dev/null || { echo "does not apply: $patch"; good=1; }
+    done
+    return "$good"
+}
+
 # Into a file that is shown meanwhile, not through a pipe: a process that a test leaves behind would hold
 # the pipe open, and this script would wait for it instead of naming it.
 tests() {
@@ -126,6 +135,7 @@ main() {
     stage 'formatting' cargo fmt --all --check
     stage 'lints' cargo clippy --workspace --all-targets -- -D warnings
     stage 'scripts' scripts
+    stage 'mutants apply' mutants
     stage 'release build' cargo build --release
     stage 'tests' tests
     # cargo counts these as passed; what other stages skip, nobody has counted.

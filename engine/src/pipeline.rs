@@ -485,7 +485,7 @@ mod tests {
         assert_eq!(alive.load(Ordering::Relaxed), 0, "{what}: items were left behind");
     }
 
-    /// Also run under Miri, which tries other interleavings and weaker memory each time.
+    /// Small enough for Miri, which tries other interleavings and weaker memory.
     #[test]
     fn a_storm_of_delays_and_failures_leaves_nothing_behind() {
         let seed = std::env::var("VOLTAR_SEED").ok().and_then(|seed| seed.parse().ok());

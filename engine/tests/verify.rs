@@ -10,10 +10,12 @@ use voltar_engine::archive::open::Archive;
 use voltar_engine::device::Device;
 use voltar_engine::device::memory::MemoryDevice;
 use voltar_engine::diff::diff_archive;
-use voltar_engine::error::Result;
+use voltar_engine::error::{ErrorKind, Result};
 use voltar_engine::inspect::{attached_in_archive, list_archive, log_archive, show_archive};
-use voltar_engine::options::{Context, IoEngine, Selector, VerifyRequest};
+use voltar_engine::options::{Context, IoEngine, OnDamage, Selector, VerifyRequest};
 use voltar_engine::report::VerifyReport;
+use voltar_engine::restore::job::Job;
+use voltar_engine::restore::volume::{How, Restore};
 use voltar_engine::verify::verify_archive;
 
 /// Three snapshots: the second changes a chunk and zeroes one, the third grows.
@@ -246,6 +248,20 @@ fn bytes_that_are_not_their_ids_are_found_end_to_end_only() {
     assert_eq!(affected, [(4096, 4096)]);
     let one = VerifyRequest { snapshot: Some(Selector::Latest(0)), ..request(false) };
     assert_eq!(verify(&shelf.device, &one).unwrap().damaged.len(), 1);
+    // A restore believes them no more: it writes none of them, or zeroes where that was asked for.
+    let archive = shelf.archive();
+    let snapshot = archive.select(&Selector::Latest(0)).unwrap();
+    let restore = |on_damage| {
+        let job = Job::new(&archive, &snapshot, &snapshot.manifest.volumes[0], on_damage).unwrap();
+        let target = MemoryDevice::new(20_000);
+        let (how, context) = (How { blank: true, ..How::default() }, context());
+        let restore = Restore::new(&job, &target, how, &context, IoEngine::Blocking);
+        restore.write().map(|()| target.bytes())
+    };
+    assert_eq!(restore(OnDamage::Fail).unwrap_err().kind(), ErrorKind::Damaged);
+    let mut zeroed = pattern(20_000, 4);
+    zeroed[4096..8192].fill(0);
+    assert!(restore(OnDamage::Zero).unwrap() == zeroed);
 }
 
 #[test]

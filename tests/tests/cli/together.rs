@@ -58,7 +58,8 @@ fn two_restores_onto_one_file_are_not_mixed() {
     for _ in 0..8 {
         scratch.write("target", &vec![7; LEN]);
         let runs = ["latest~1", "latest"].map(|snapshot| {
-            voltar(&scratch, &format!("restore a.voltar@{snapshot} target --overwrite --limit 16M")).start()
+            voltar(&scratch, &format!("restore a.voltar@{snapshot} target --overwrite --limit 16M"))
+                .start()
         });
         let codes = runs.map(|running| running.wait()).map(|ran| ran.code());
         let restored = scratch.read("target");
