@@ -61,20 +61,19 @@ pack() {
     local path program
     mkdir -p "$work/in/bin" "$work/in/lib"
     printf '%s\n' "$1" >"$work/in/.command"
-    programs+=("${VOLTAR_BIN:-${CARGO_TARGET_DIR:-$here/../../target}/release/voltar}")
-    for program in "${programs[@]}"; do bundle "$program"; done
+    bundle voltar "${VOLTAR_BIN:-${CARGO_TARGET_DIR:-$here/../../target}/release/voltar}"
+    for program in "${programs[@]}"; do bundle "$(basename "$program")" "$program"; done
     for path in "${payload[@]}"; do cp -r "$path" "$work/in/"; done
     tar -cf "$work/payload" -C "$work/in" .
     rm -r "$work/in"
     disk payload "$work/payload" ,readonly=on
 }
 
-# bundle PROGRAM: a program of this host with its loader and libraries, which the guest's may be older than.
+# bundle NAME PROGRAM: a program of this host with its loader and libraries, which the guest's may be older than.
 bundle() {
-    local name loader
-    name=$(basename "$1")
-    cp "$1" "$work/in/lib/$name"
-    ldd "$1" | grep -o '/[^ ]*' | xargs cp -L -t "$work/in/lib"
+    local name=$1 loader
+    cp "$2" "$work/in/lib/$name"
+    ldd "$2" | grep -o '/[^ ]*' | xargs cp -L -t "$work/in/lib"
     loader=$(basename "$work"/in/lib/ld-linux*)
     printf '#!/bin/busybox sh\nexec /in/lib/%s --library-path /in/lib /in/lib/%s "$@"\n' "$loader" "$name" >"$work/in/bin/$name"
     chmod +x "$work/in/bin/$name"
