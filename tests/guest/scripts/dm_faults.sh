@@ -61,25 +61,6 @@ until_long() {
     done
 }
 
-# start COMMAND...: in the background.
-start() {
-    "$@" >run.out 2>run.err &
-    run=$!
-}
-
-# ends STATUS: what was started, as `expect`.
-ends() {
-    local status=0
-    wait "$run" || status=$?
-    expect "$1" came_back $status
-}
-
-came_back() {
-    cat run.out
-    cat run.err >&2
-    return "$1"
-}
-
 truncate -s 24M disk
 sectors write disk 1 1
 expect 0 voltar backup disk a.voltar
@@ -97,7 +78,7 @@ source_that_fails() {
         # What could be read is there; what could not is zero, and the restore says so.
         rm -f copy
         expect 4 voltar restore a.voltar copy --json
-        dd if="$D0" of=want bs=1M count=24 iflag=direct status=none
+        head -c 24M "$D0" >want
         dd if=/dev/zero of=want bs=1M seek=8 count=1 conv=notrunc status=none
         check sectors compare copy want
     done
@@ -124,7 +105,7 @@ source_that_fails() {
     expect 0 voltar restore a.voltar copy
     sectors write want 2 1
     check sectors compare copy want
-    dmsetup remove source
+    dmsetup remove --retry source
 }
 
 target_that_fails() {
@@ -144,7 +125,7 @@ target_that_fails() {
         expect 0 voltar restore b.voltar /dev/mapper/target --io $io --json
         holds '.volumes[0].kept_bytes > 0'
         check sectors compare /dev/mapper/target disk
-        dmsetup remove target
+        dmsetup remove --retry target
     done
     step 'a target with bad sectors'
     table target "$(gap "$D0")"
@@ -154,7 +135,7 @@ target_that_fails() {
     table target "$(linear "$D0")"
     expect 0 voltar restore b.voltar /dev/mapper/target --overwrite --read-back
     check sectors compare /dev/mapper/target disk
-    dmsetup remove target
+    dmsetup remove --retry target
 }
 
 # The archive's file system loses its disk for a while. What was committed before stays.
@@ -190,7 +171,7 @@ archive_that_fails() {
     expect 0 voltar restore home/a.voltar copy
     check sectors compare copy disk
     umount home
-    dmsetup remove home
+    dmsetup remove --retry home
 }
 
 source_that_fails

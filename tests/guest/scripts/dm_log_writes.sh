@@ -12,6 +12,14 @@ logged() { echo "0 $(blockdev --getsz "$2") log-writes $2 $3" | dmsetup create "
 # mark NAME WORD: without a sync; what voltar said is done must be on the disk without one.
 mark() { dmsetup message "$1" 0 mark "$2"; }
 
+# killed COMMAND...: after a second, in the midst of it.
+killed() {
+    start "$@"
+    sleep 1
+    kill -9 "$run" || true # `ends` says what became of it.
+    ends 137
+}
+
 step 'an archive on ext4'
 logged home "$D0" "$D1"
 mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0,nodiscard /dev/mapper/home
@@ -34,27 +42,21 @@ sectors write disk 1 2 2048 2048
 backup 2
 sectors write disk 1 3 4096 3072
 step 'a backup that is killed'
-voltar backup disk home/a.voltar --compression store --limit 1M --quiet 2>killed &
-sleep 1
-kill -9 $!
-wait $! || check test $? = 137
+killed voltar backup disk home/a.voltar --compression store --limit 1M
 mark home killed
 backup 3
 cp home/a.voltar a.voltar
 umount home
-dmsetup remove home
+dmsetup remove --retry home
 
 step 'a restore over other data, killed and run again'
 logged target "$D2" "$D3"
 sectors write /dev/mapper/target 9 9
 mark target made
-voltar restore a.voltar /dev/mapper/target --overwrite --limit 1M --quiet 2>killed &
-sleep 1
-kill -9 $!
-wait $! || check test $? = 137
+killed voltar restore a.voltar /dev/mapper/target --overwrite --limit 1M
 mark target killed
 expect 0 voltar restore a.voltar /dev/mapper/target --overwrite
 mark target restored
 check sectors compare /dev/mapper/target disk
-dmsetup remove target
+dmsetup remove --retry target
 passed

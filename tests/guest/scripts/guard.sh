@@ -19,15 +19,14 @@ expect 0 voltar backup disk a.voltar
 
 # refused TARGET WORDS: with exit code 5 and a reason, whatever is allowed, and without having written.
 refused() {
-    local before
     step "refused: $1"
     sync
-    before=$(digest "$1")
+    bytes_of "$1" >before
     expect 5 voltar restore a.voltar "$1"
     expect 5 voltar restore a.voltar "$1" --overwrite --json
     holds '.error.kind == "target-refused"'
     said "$2"
-    check test "$(digest "$1")" = "$before"
+    check cmp before <(bytes_of "$1")
 }
 
 # released TARGET: what was refused because it was in use is a target like any other now.
@@ -59,7 +58,7 @@ refused /dev/vg/lower 'it is part of'
 said '(upper)'
 # Nobody has the upper one open, so it is a target; and then the lower one holds what was restored.
 expect 0 voltar restore a.voltar /dev/mapper/upper --overwrite
-dmsetup remove upper
+dmsetup remove --retry upper
 check sectors compare /dev/vg/lower disk
 released /dev/vg/lower
 
@@ -78,19 +77,21 @@ check vgck vg
 # ZFS has its disks open exclusively and shows up nowhere as their holder. It writes to them when it likes,
 # so they are compared by what it finds on them.
 sectors write /dev/zvol/tank/vol 3 1
-dd if=/dev/zvol/tank/vol of=zvol bs=1M iflag=direct status=none
+bytes_of /dev/zvol/tank/vol >zvol
 for device in "$D1" "${D1}1"; do
     step "refused: $device"
     expect 5 voltar restore a.voltar "$device" --overwrite --json
     holds '.error.kind == "target-refused"'
     said 'uses it exclusively'
 done
+udevadm settle
 zpool export tank
 zpool import -d /dev -o cachefile=none tank
 udevadm settle
 check sectors compare /dev/zvol/tank/vol zvol
 zpool scrub -w tank
 check test "$(zpool list -H -o health tank)" = ONLINE
+udevadm settle
 zpool export tank
 released "$D1"
 

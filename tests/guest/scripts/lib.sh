@@ -36,6 +36,25 @@ expect() {
     checks=$((checks + 1))
 }
 
+# start COMMAND...: in the background, as process $run.
+start() {
+    "$@" >run.out 2>run.err &
+    run=$!
+}
+
+# ends STATUS: `expect` for what was started.
+ends() {
+    local status=0
+    wait "$run" || status=$?
+    expect "$1" came_back $status
+}
+
+came_back() {
+    cat run.out
+    cat run.err >&2
+    return "$1"
+}
+
 # said WORDS: the last `expect` printed them on standard error.
 said() {
     if ! grep -qF -- "$1" "$work/err"; then
@@ -56,8 +75,8 @@ holds() {
     checks=$((checks + 1))
 }
 
-# digest PATH: of all its bytes, past the page cache.
-digest() { dd if="$1" bs=1M iflag=direct status=none | sha256sum; }
+# bytes_of PATH: what it holds, past the page cache.
+bytes_of() { dd if="$1" bs=1M iflag=direct status=none; }
 
 # passed: the last line; who runs the script looks for it.
 passed() { printf '%d checks passed\n' "$checks"; }

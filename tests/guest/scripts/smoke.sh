@@ -22,7 +22,7 @@ there_and_back() {
     local kind=$1 source=$2 target=$3 io
     step "$kind"
     sectors write "$source" 1 1 0 $((SECTORS / 2))
-    dd if="$source" of=before bs=1M iflag=direct status=none
+    bytes_of "$source" >before
     for io in uring blocking; do
         expect 0 voltar backup "disk=$source" "$kind-$io.voltar" --io $io --json
         holds '.volumes[0].size == 12582912 and .parent == null'
@@ -31,7 +31,7 @@ there_and_back() {
     # A change of 1 MiB, and 1 MiB given back.
     sectors write "$source" 1 2 4096 2048
     blkdiscard -o 4M -l 1M "$source"
-    dd if="$source" of=after bs=1M iflag=direct status=none
+    bytes_of "$source" >after
     for io in uring blocking; do
         expect 0 voltar backup "disk=$source" "$kind-$io.voltar" --io $io --json
         holds '.parent != null and .volumes[0].new_bytes == 1048576'
@@ -72,6 +72,7 @@ of_a_snapshot thick /dev/vg/thick_snapshot
 of_a_snapshot thin /dev/vg/thin_snapshot
 of_a_snapshot zvol /dev/zvol/tank/vol@now
 
+udevadm settle
 zpool export tank
 vgchange -q -an vg
 passed
