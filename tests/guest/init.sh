@@ -6,7 +6,9 @@ export PATH=/in/bin:/usr/sbin:/usr/bin HOME=/root LC_ALL=C TERM=dumb
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
-mkdir -p /dev/pts /dev/shm /in /out
+mkdir -p /dev/shm /in /out
+# What bash names pipes by.
+ln -s /proc/self/fd /dev/fd
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /tmp
 mount -t tmpfs tmpfs /dev/shm
