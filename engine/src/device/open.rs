@@ -133,7 +133,14 @@ pub fn try_lock(file: &File) -> io::Result<bool> {
 /// # Errors
 /// Of syncing.
 pub fn sync_directory(path: &Path) -> Result<()> {
-    let sync = || File::open(directory_of(&std::fs::canonicalize(path)?))?.sync_all();
+    let sync = || match File::open(directory_of(&std::fs::canonicalize(path)?)) {
+        Ok(directory) => directory.sync_all(),
+        // A directory that may be written to and not read: its whole file system, then.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Ok(nix::unistd::syncfs(File::open(path)?)?)
+        }
+        Err(error) => Err(error),
+    };
     sync().map_err(|error| {
         Error::io("cannot sync the directory of", path.display().to_string(), error)
     })
