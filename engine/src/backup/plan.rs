@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use voltar_format::header::Header;
-use voltar_format::limits::{BLOCK_LEN, CHUNK_LEN_DEFAULT};
+use voltar_format::limits::{ATTACHED_LEN_MAX, BLOCK_LEN, CHUNK_LEN_DEFAULT};
 use voltar_format::manifest::{Volume, is_name};
 use voltar_format::map::Shape;
 use voltar_format::walk::{Cursor, common_chunks};
@@ -100,7 +101,11 @@ fn check_attached(request: &BackupRequest) -> Result<()> {
     for (_, path) in &request.attach {
         let failed =
             |error| Error::io("cannot read the file to attach", path.display().to_string(), error);
-        let kind = std::fs::metadata(path).map_err(failed)?.file_type();
+        let metadata = std::fs::metadata(path).map_err(failed)?;
+        let kind = metadata.file_type();
+        if metadata.len() > ATTACHED_LEN_MAX && kind.is_file() {
+            return Err(attached_too_large(path));
+        }
         if kind.is_dir() {
             return Err(Error::new(ErrorKind::InvalidRequest, "a directory cannot be attached")
                 .on(path.display().to_string())
@@ -112,6 +117,13 @@ fn check_attached(request: &BackupRequest) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// An attached file is longer than [`ATTACHED_LEN_MAX`].
+pub fn attached_too_large(path: &Path) -> Error {
+    Error::new(ErrorKind::InvalidRequest, "the file to attach is too large")
+        .on(path.display().to_string())
+        .hint("attached files are small, 64 MiB at most; back it up as a volume instead")
 }
 
 /// Opens or creates the archive and takes its lock.

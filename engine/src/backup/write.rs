@@ -17,7 +17,7 @@ use voltar_format::walk::Cursor;
 use voltar_format::{Id, LogOffset};
 
 use super::audit::Audit;
-use super::plan::{self, Action, Parent, Target, VolumePlan};
+use super::plan::{self, Action, Parent, Target, VolumePlan, attached_too_large};
 use super::read::{self, READ_LEN};
 use super::work::{Counts, NewFrame, Outcome, Payload, Shared, Vectors, Work};
 use crate::archive::index::{Fresh, Index, Known};
@@ -671,14 +671,8 @@ struct AttachedFile<'a> {
 
 impl<'a> AttachedFile<'a> {
     fn open(path: &'a Path) -> Result<AttachedFile<'a>> {
-        let failed = |error| Self::failed(path, error);
-        let file = File::open(path).map_err(failed)?;
-        match file.metadata().map_err(failed)?.len() <= ATTACHED_LEN_MAX {
-            true => {
-                Ok(AttachedFile { path, file: file.take(ATTACHED_LEN_MAX + 1), piece: Vec::new() })
-            }
-            false => Err(Self::too_large(path)),
-        }
+        let file = File::open(path).map_err(|error| Self::failed(path, error))?;
+        Ok(AttachedFile { path, file: file.take(ATTACHED_LEN_MAX + 1), piece: Vec::new() })
     }
 
     fn next_piece(&mut self) -> Result<Option<&[u8]>> {
@@ -686,20 +680,14 @@ impl<'a> AttachedFile<'a> {
         let mut piece = self.file.by_ref().take(FRAME_RAW_LEN_MAX.into());
         piece.read_to_end(&mut self.piece).map_err(|error| Self::failed(self.path, error))?;
         match self.file.limit() {
-            // It grew meanwhile.
-            0 => Err(Self::too_large(self.path)),
+            // It grew meanwhile, or is a pipe.
+            0 => Err(attached_too_large(self.path)),
             _ => Ok(Some(&self.piece[..]).filter(|piece| !piece.is_empty())),
         }
     }
 
     fn failed(path: &Path, error: std::io::Error) -> Error {
         Error::io("cannot read the file to attach", path.display().to_string(), error)
-    }
-
-    fn too_large(path: &Path) -> Error {
-        Error::new(ErrorKind::InvalidRequest, "the file to attach is too large")
-            .on(path.display().to_string())
-            .hint("attached files are small, 64 MiB at most; back it up as a volume instead")
     }
 }
 

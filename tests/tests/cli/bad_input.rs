@@ -96,6 +96,20 @@ fn standard_output_is_never_a_source() {
     assert_same(&fs::read(&path).unwrap(), &bytes, "the source");
 }
 
+/// Before a byte of the volume is read.
+#[test]
+fn a_file_too_large_to_be_attached_is_refused_first() {
+    let scratch = Scratch::new();
+    scratch.write("disk", &disk(1, 300_000));
+    let large = File::create(scratch.path("large")).unwrap();
+    large.set_len((64 << 20) + 1).unwrap();
+    let ran = voltar(&scratch, "backup disk a.voltar --attach large").run().expect(1);
+    assert!(ran.stderr.contains("the file to attach is too large"), "{}", ran.stderr);
+    assert!(!scratch.path("a.voltar").exists());
+    large.set_len(64 << 20).unwrap();
+    voltar(&scratch, "backup disk a.voltar --attach large").ok();
+}
+
 /// Behind other bytes nobody would find the archive, and behind another archive's last commit the
 /// next backup would cut it off.
 #[test]

@@ -7,8 +7,10 @@ use crate::error::CommandError;
 pub fn error(failure: &CommandError) -> String {
     let mut lines = vec![format!("error: {}", text::clean(&failure.headline))];
     if let Some(range) = &failure.range {
-        let length = range.end.saturating_sub(range.start);
-        lines.push(format!("  bytes {}", text::range(range.start, length)));
+        lines.push(match range.end.saturating_sub(range.start) {
+            0 => format!("  at byte {:#x}", range.start),
+            length => format!("  bytes {}", text::range(range.start, length)),
+        });
     }
     lines.extend(failure.causes.iter().map(|cause| format!("  caused by: {}", text::clean(cause))));
     lines.extend(failure.meaning.iter().map(|meaning| format!("  {}", text::clean(meaning))));
