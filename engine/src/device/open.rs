@@ -133,9 +133,11 @@ pub fn try_lock(file: &File) -> io::Result<bool> {
 /// # Errors
 /// Of syncing.
 pub fn sync_directory(path: &Path) -> Result<()> {
-    let sync = || match File::open(directory_of(&std::fs::canonicalize(path)?)) {
+    let open = || File::open(directory_of(&std::fs::canonicalize(path)?));
+    let sync = || match open() {
         Ok(directory) => directory.sync_all(),
-        // A directory that may be written to and not read: its whole file system, then.
+        // One that may be written to and not read, or not be reached from the root: its whole file
+        // system, then.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             Ok(nix::unistd::syncfs(File::open(path)?)?)
         }

@@ -69,10 +69,8 @@ fn a_lost_commit_in_the_middle_is_a_lost_snapshot() {
 fn the_newest_commit_is_missed_where_something_follows_it() {
     let scratch = snapshots(2);
     scratch.write("disk", &Rng::new(9).bytes(3 << 20));
-    scratch.write("huge", b"");
-    fs::File::options().write(true).open(scratch.path("huge")).unwrap().set_len(65 << 20).unwrap();
     // Fails when everything else is stored, and leaves that behind the last commit.
-    voltar(&scratch, "backup disk a.voltar --attach huge").run().expect(1);
+    voltar(&scratch, "backup disk a.voltar --attach endless=/dev/zero").run().expect(1);
     lose(&scratch, records(&scratch, "commit")[1]);
     let object = voltar(&scratch, "list a.voltar --json").run().expect(3).json();
     let lost = &object["lost_commits"][0];
@@ -286,9 +284,7 @@ fn that_there_will_be_no_note_is_said_before_it_matters() {
 fn what_an_interrupted_backup_left_is_no_damage_to_salvage() {
     let scratch = snapshots(1);
     scratch.write("disk", &Rng::new(5).bytes(3 << 20));
-    scratch.write("huge", b"");
-    fs::File::options().write(true).open(scratch.path("huge")).unwrap().set_len(65 << 20).unwrap();
-    voltar(&scratch, "backup disk a.voltar --attach huge").run().expect(1);
+    voltar(&scratch, "backup disk a.voltar --attach endless=/dev/zero").run().expect(1);
     let ran = voltar(&scratch, "inspect a.voltar --salvage new.voltar").ok();
     assert!(ran.text().contains("an unfinished backup's"), "{}", ran.text());
     assert!(ran.text().contains("complete  new.voltar: 2 snapshots"), "{}", ran.text());
