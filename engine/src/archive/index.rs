@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use voltar_format::commit::{Commit, RunEntry};
 use voltar_format::index::{
-    Found, IndexEntry, Page, bucket_of, filter_page_of, is_filter_slot, page_of_slot,
+    Found, IndexEntry, PAGE_ENTRIES, Page, bucket_of, filter_page_of, is_filter_slot, page_of_slot,
 };
 use voltar_format::limits::BLOCK_LEN;
 use voltar_format::{FormatError, Id, LogOffset, Structure};
@@ -348,7 +348,9 @@ impl Merge {
             readers.push(RunReader { pages, may_skip, entries: Vec::new().into_iter() });
         }
         let recovered = recovery.as_mut().map_or(0, Recovery::count_max);
-        let count_max = runs.iter().map(|run| run.entry_count).sum::<u64>() + recovered;
+        // Room is made for as many: no more than the pages hold, whatever the commit says.
+        let held = |run: &RunEntry| run.entry_count.min(run.page_count * PAGE_ENTRIES as u64);
+        let count_max = runs.iter().map(held).sum::<u64>() + recovered;
         let heads = std::collections::BinaryHeap::new();
         let mut merge = Merge { readers, recovery, count_max, last: None, heads };
         for number in 0..merge.readers.len() {
