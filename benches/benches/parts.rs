@@ -12,7 +12,7 @@ use voltar_engine::device::Device;
 use voltar_engine::device::memory::MemoryDevice;
 use voltar_format::checksum::{chunk_id, crc32c};
 use voltar_format::commit::RunEntry;
-use voltar_format::index::{IndexEntry, RunBuilder};
+use voltar_format::index::{IndexEntry, build_run};
 use voltar_format::map::{Entry, MapBuilder, Node, Shape};
 use voltar_format::walk::{Cursor, NodeSource};
 use voltar_format::wire::{Reserved, is_zero};
@@ -77,10 +77,7 @@ fn index(entries: u64) -> (Index, Vec<Id>) {
         })
         .collect();
     all.sort_by_key(|entry| entry.id);
-    let mut builder = RunBuilder::new(entries);
-    let mut pages = Vec::new();
-    all.iter().for_each(|entry| builder.push(entry, &mut pages));
-    let built = builder.finish(&mut pages);
+    let (pages, built) = build_run(&all);
     let home = MemoryDevice::new(0).growing();
     home.write_at(&pages, 8192).expect("memory");
     let run = RunEntry {

@@ -12,6 +12,7 @@
 //! does not hold costs one read, almost always.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 
 use crate::checksum::{BodyHasher, crc32c, crc32c_of};
 use crate::error::{FormatError, Result, Structure};
@@ -125,9 +126,14 @@ pub fn bucket_of(id: &Id, buckets: u64) -> u64 {
     product.wrapping_shr(64) as u64
 }
 
+/// The group of a slot, or of a bucket.
+fn group_of(slot: u64) -> u64 {
+    slot.checked_div(GROUP_SLOTS).unwrap_or(0)
+}
+
 /// The page of a slot.
 pub fn page_of_slot(slot: u64) -> u64 {
-    let group = slot.checked_div(GROUP_SLOTS).unwrap_or(0);
+    let group = group_of(slot);
     slot.saturating_add(group).saturating_add(1)
 }
 
@@ -139,8 +145,7 @@ pub fn slot_of_page(number: u64) -> u64 {
 
 /// The filter page of a bucket.
 pub fn filter_page_of(bucket: u64) -> u64 {
-    let group = bucket.checked_div(GROUP_SLOTS).unwrap_or(0);
-    group.saturating_mul(GROUP_SLOTS.saturating_add(1))
+    group_of(bucket).saturating_mul(GROUP_SLOTS.saturating_add(1))
 }
 
 /// Whether page `number` is a filter page: the first of each group.
@@ -301,10 +306,13 @@ fn encode_page(number: u64, count: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     page
 }
 
-/// Builds a run from entries in ascending order, one pass, bounded memory.
+/// Builds a run from entries in ascending order, one pass. Holds the pages between the slot of the
+/// newest entry and that of its bucket: of hashed ids a few hundred, of crafted ones as many as
+/// there are entries, so that whoever takes ids from elsewhere bounds
+/// [`pages_held`](RunBuilder::pages_held).
 #[derive(Debug)]
 pub struct RunBuilder {
-    entry_count: u64,
+    entry_count_max: u64,
     buckets: u64,
     pushed: u64,
     last: Option<Id>,
@@ -343,17 +351,12 @@ pub struct BuiltRun {
 }
 
 impl RunBuilder {
-    /// A builder for exactly `entry_count` entries, 1..=2^36.
-    pub fn new(entry_count: u64) -> RunBuilder {
-        RunBuilder::with_buckets(entry_count, buckets_for(entry_count))
-    }
-
-    /// As [`RunBuilder::new`], for a count that is only an upper bound, as in a merge that may
-    /// drop duplicates: the true count is what was pushed.
-    pub fn with_buckets(entry_count: u64, buckets: u64) -> RunBuilder {
+    /// A builder with buckets for `entry_count_max` entries, 1..=2^36. A merge that drops
+    /// duplicates pushes fewer: the true count is in what [`finish`](RunBuilder::finish) returns.
+    pub fn new(entry_count_max: u64) -> RunBuilder {
         RunBuilder {
-            entry_count,
-            buckets,
+            entry_count_max,
+            buckets: buckets_for(entry_count_max),
             pushed: 0,
             last: None,
             slot: 0,
@@ -364,36 +367,49 @@ impl RunBuilder {
         }
     }
 
-    /// Adds the next entry; finished pages are appended to `out`. An entry whose id equals the
-    /// one before is dropped: both places hold the same bytes.
+    /// Adds the next entry; `write` gets each page that is finished, in order. An entry whose id
+    /// equals the one before is dropped: both places hold the same bytes.
+    ///
+    /// # Errors
+    /// Those of `write`; the builder is of no use afterwards.
     ///
     /// # Panics
     /// In debug builds, if entries do not ascend or there are more than promised.
-    pub fn push(&mut self, entry: &IndexEntry, out: &mut Vec<u8>) {
+    pub fn push<E>(
+        &mut self,
+        entry: &IndexEntry,
+        write: &mut impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         if self.last == Some(entry.id) {
-            return;
+            return Ok(());
         }
         debug_assert!(self.last.is_none_or(|last| last < entry.id));
-        debug_assert!(self.pushed < self.entry_count);
+        debug_assert!(self.pushed < self.entry_count_max);
         self.last = Some(entry.id);
         self.pushed = self.pushed.saturating_add(1);
         let bucket = bucket_of(&entry.id, self.buckets);
         while self.slot < bucket {
             self.close_page(false);
+            self.write_before(group_of(self.slot), write)?;
         }
         if self.page.len() >= PAGE_ENTRIES.saturating_mul(IndexEntry::LEN) {
             self.close_page(true);
         }
         self.page.extend_from_slice(&entry.encode());
-        self.flush_before(bucket.checked_div(GROUP_SLOTS).unwrap_or(0), out);
+        self.write_before(group_of(bucket), write)?;
         self.set_filter(&entry.id, bucket);
+        Ok(())
+    }
+
+    /// How many closed pages wait for the filter of their group.
+    pub fn pages_held(&self) -> usize {
+        self.groups.iter().map(|group| group.slots.len()).sum()
     }
 
     fn close_page(&mut self, overflows: bool) {
         let body = std::mem::replace(&mut self.page, Vec::with_capacity(BLOCK_LEN));
         let flags = if overflows { FLAG_OVERFLOW } else { 0 };
-        let group = self.slot.checked_div(GROUP_SLOTS).unwrap_or(0);
-        self.group(group).slots.push((body, flags));
+        self.group(group_of(self.slot)).slots.push((body, flags));
         self.slot = self.slot.saturating_add(1);
     }
 
@@ -417,8 +433,7 @@ impl RunBuilder {
     fn set_filter(&mut self, id: &Id, bucket: u64) {
         let block = bucket.checked_rem(GROUP_SLOTS).unwrap_or(0) as usize;
         let from = block.saturating_mul(FILTER_BLOCK_LEN).saturating_add(48);
-        let group = bucket.checked_div(GROUP_SLOTS).unwrap_or(0);
-        let filter = &mut self.group(group).filter;
+        let filter = &mut self.group(group_of(bucket)).filter;
         for (byte, mask) in filter_bits(id) {
             if let Some(bits) = filter.get_mut(from.saturating_add(byte)) {
                 *bits |= mask;
@@ -426,46 +441,75 @@ impl RunBuilder {
         }
     }
 
-    /// Emits the groups before `number`: no later entry touches their filters or slots.
-    fn flush_before(&mut self, number: u64, out: &mut Vec<u8>) {
+    /// Writes the groups before `number`: no later entry touches their filters or slots.
+    fn write_before<E>(
+        &mut self,
+        number: u64,
+        write: &mut impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         while self.groups.front().is_some_and(|group| group.number < number) {
             if let Some(group) = self.groups.pop_front() {
-                self.emit(&group, out);
+                self.write_group(&group, write)?;
             }
         }
         if self.groups.is_empty() {
             self.groups.push_back(Group::new(number));
         }
+        Ok(())
     }
 
-    fn emit(&mut self, group: &Group, out: &mut Vec<u8>) {
-        self.emit_page(0, FLAG_FILTER, &group.filter, out);
-        for (body, flags) in &group.slots {
+    fn write_group<E>(
+        &mut self,
+        group: &Group,
+        write: &mut impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let filter = (group.filter.as_slice(), FLAG_FILTER, 0);
+        let slots = group.slots.iter().map(|(body, flags)| {
             let count = body.len().checked_div(IndexEntry::LEN).unwrap_or(0) as u16;
-            self.emit_page(count, *flags, body, out);
+            (body.as_slice(), *flags, count)
+        });
+        for (body, flags, count) in std::iter::once(filter).chain(slots) {
+            let page = encode_page(self.pages_out, count, flags, body);
+            self.hasher.add(&page);
+            self.pages_out = self.pages_out.saturating_add(1);
+            write(&page)?;
         }
+        Ok(())
     }
 
-    fn emit_page(&mut self, count: u16, flags: u16, body: &[u8], out: &mut Vec<u8>) {
-        let page = encode_page(self.pages_out, count, flags, body);
-        self.hasher.add(&page);
-        out.extend_from_slice(&page);
-        self.pages_out = self.pages_out.saturating_add(1);
-    }
-
-    /// Ends the run: appends the remaining pages to `out`.
-    pub fn finish(mut self, out: &mut Vec<u8>) -> BuiltRun {
+    /// Ends the run: `write` gets the remaining pages.
+    ///
+    /// # Errors
+    /// Those of `write`.
+    pub fn finish<E>(
+        mut self,
+        write: &mut impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<BuiltRun, E> {
         while self.slot < self.buckets || !self.page.is_empty() {
             self.close_page(false);
+            self.write_before(group_of(self.slot), write)?;
         }
-        self.flush_before(u64::MAX, out);
-        BuiltRun {
+        self.write_before(u64::MAX, write)?;
+        Ok(BuiltRun {
             entry_count: self.pushed,
             buckets: self.buckets,
             page_count: self.pages_out,
             body_hash: self.hasher.finish(),
-        }
+        })
     }
+}
+
+/// A whole run in memory, of entries in ascending order: its pages and its numbers.
+pub fn build_run(entries: &[IndexEntry]) -> (Vec<u8>, BuiltRun) {
+    let mut pages = Vec::new();
+    let mut write = |page: &[u8]| {
+        pages.extend_from_slice(page);
+        Ok::<(), Infallible>(())
+    };
+    let mut builder = RunBuilder::new(entries.len() as u64);
+    let Ok(()) = entries.iter().try_for_each(|entry| builder.push(entry, &mut write));
+    let Ok(built) = builder.finish(&mut write);
+    (pages, built)
 }
 
 /// The first block of an index run's record. `head` is the record's head, its `body_crc` and
@@ -653,11 +697,7 @@ mod tests {
 
     fn build(mut entries: Vec<IndexEntry>) -> (Vec<u8>, BuiltRun) {
         entries.sort_by_key(|entry| entry.id);
-        let mut builder = RunBuilder::new(entries.len() as u64);
-        let mut pages = Vec::new();
-        entries.iter().for_each(|entry| builder.push(entry, &mut pages));
-        let run = builder.finish(&mut pages);
-        (pages, run)
+        build_run(&entries)
     }
 
     fn page(pages: &[u8], number: u64) -> Page<'_> {
@@ -742,6 +782,20 @@ mod tests {
         }
         assert_eq!(check_all(&pages, &run).unwrap(), 20_000);
         assert!(is_plausible(run.entry_count, run.buckets, run.page_count), "{run:?}");
+    }
+
+    #[test]
+    fn pages_of_a_gap_are_written_as_they_are_closed() {
+        let at = |prefix| {
+            let mut entry = entry(0);
+            entry.id.0.fill(prefix);
+            entry
+        };
+        let mut builder = RunBuilder::new(1_000_000);
+        builder.push(&at(0), &mut |_| Err("nothing is finished yet")).unwrap();
+        builder.push(&at(0xff), &mut |_| Err("full")).unwrap_err();
+        assert_eq!(builder.slot, GROUP_SLOTS, "of {} buckets", builder.buckets);
+        assert_eq!(builder.pages_held(), 0);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use voltar_format::checksum::{LogHasher, chunk_id, crc32c, node_id};
 use voltar_format::commit::{Commit, NewCommit, RunEntry};
 use voltar_format::frame::{ChunkEntry, Codec, Frame, ItemKind, encode_head, head_len, node_index};
 use voltar_format::header::Header;
-use voltar_format::index::{IndexEntry, RunBuilder, RunHead, buckets_for, foot_block, head_block};
+use voltar_format::index::{IndexEntry, RunHead, build_run, buckets_for, foot_block, head_block};
 use voltar_format::limits::{BLOCK_LEN, FRAME_ALIGN};
 use voltar_format::manifest::{Manifest, Note, NoteVolume, Volume};
 use voltar_format::map::{BuiltNode, Entry, MapBuilder, Shape};
@@ -174,9 +174,8 @@ impl Forge {
         let buckets = buckets_for(entry_count);
         let run = RunHead { entry_count, buckets, reserved: Reserved };
         self.bytes.extend(head_block(&self.head(RecordKind::Index), &run));
-        let mut builder = RunBuilder::new(entry_count);
-        entries.iter().for_each(|entry| builder.push(entry, &mut self.bytes));
-        let built = builder.finish(&mut self.bytes);
+        let (pages, built) = build_run(&entries);
+        self.bytes.extend(pages);
         self.bytes.extend(foot_block(ARCHIVE, start, self.sequence, &built));
         self.record_done(start, &built.body_hash);
         self.runs.push(RunEntry {

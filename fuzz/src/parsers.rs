@@ -8,7 +8,7 @@ use voltar_format::commit::{Commit, NewCommit};
 use voltar_format::frame::{Codec, Frame, encode_head, head_len};
 use voltar_format::header::Header;
 use voltar_format::index::{
-    Found, IndexEntry, OrderCheck, Page, RunBuilder, bucket_of, buckets_for, check_filter,
+    Found, IndexEntry, OrderCheck, Page, bucket_of, build_run, buckets_for, check_filter,
     check_foot_block, check_head_block, filter_page_of, is_filter_slot, page_of_slot,
 };
 use voltar_format::limits::{BLOCK_LEN, FRAME_RAW_LEN_MAX, SEGMENT_LEN_MAX};
@@ -342,10 +342,7 @@ fn built_again(entries: &[IndexEntry]) {
         return;
     }
     let buckets = buckets_for(entries.len() as u64);
-    let mut builder = RunBuilder::new(entries.len() as u64);
-    let mut bytes = Vec::new();
-    entries.iter().for_each(|entry| builder.push(entry, &mut bytes));
-    let built = builder.finish(&mut bytes);
+    let (bytes, built) = build_run(entries);
     assert_eq!(built.entry_count, entries.len() as u64);
     assert_eq!(built.page_count as usize * BLOCK_LEN, bytes.len());
     let page = |number: u64| {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use voltar_format::commit::{Commit, RunEntry};
 use voltar_format::index::{
-    Found, IndexEntry, PAGE_ENTRIES, Page, bucket_of, filter_page_of, is_filter_slot, page_of_slot,
+    Found, IndexEntry, Page, bucket_of, filter_page_of, is_filter_slot, page_of_slot,
 };
 use voltar_format::limits::BLOCK_LEN;
 use voltar_format::{FormatError, Id, LogOffset, Structure};
@@ -164,8 +164,8 @@ impl Index {
         let page = read_into(&*self.home, at, bytes).and_then(|()| {
             Page::decode(bytes, number).map_err(|error| self.error(run, number, error))
         });
-        let is_known = || self.recovery().is_some_and(|recovery| recovery.has(run));
-        if page.is_err() && !is_known() {
+        let is_news = || self.recovery().is_some_and(|recovery| !recovery.has(run));
+        if page.is_err() && is_news() {
             self.examine(run);
         }
         page
@@ -195,21 +195,21 @@ impl Index {
 
     /// Reads the run to the end and remembers it if it is damaged; says where.
     fn examine(&self, run: &RunEntry) -> Gaps {
-        let Some(mut recovery) = self.recovery() else { return Gaps::default() };
-        if let Some(gaps) = recovery.gaps_of(run) {
+        let mut recovery = self.recovery();
+        if let Some(gaps) = recovery.as_ref().and_then(|recovery| recovery.gaps_of(run)) {
             return gaps.clone();
         }
         let mut pages = RunPages::new(Arc::clone(&self.home), run.clone(), READ_PAGES);
         let mut gaps = Gaps::default();
         while let Some((number, page)) = pages.next_page() {
             match page {
-                Ok(entries) => entries.last().into_iter().for_each(|last| gaps.whole_slot(last.id)),
+                Ok(entries) => gaps.whole(&entries),
                 Err(_) if is_filter_slot(number) => gaps.damaged_filter(),
                 Err(_) => gaps.damaged_slot(),
             }
         }
         let gaps = gaps.finish();
-        if gaps.pages() > 0 {
+        if let Some(recovery) = recovery.as_mut().filter(|_| gaps.pages() > 0) {
             recovery.add(run, gaps.clone());
         }
         gaps
@@ -338,19 +338,20 @@ impl Merge {
         let read_pages = (MERGE_PAGES / runs.len().max(1) as u64).clamp(1, READ_PAGES);
         let mut recovery = index.recovery().map(|recovery| recovery.anew());
         let mut readers = Vec::with_capacity(runs.len());
+        // What the pages hold, whatever the commit says: room is made for as many.
+        let mut count_max = 0;
         for run in runs {
             let gaps = index.examine(run);
-            let may_skip = gaps.pages();
-            if let Some(recovery) = recovery.as_mut().filter(|_| may_skip > 0) {
+            count_max += gaps.entries();
+            let mut may_skip = 0;
+            if let Some(recovery) = recovery.as_mut().filter(|_| gaps.pages() > 0) {
+                may_skip = gaps.pages();
                 recovery.add(run, gaps);
             }
             let pages = RunPages::new(Arc::clone(&index.home), run.clone(), read_pages);
             readers.push(RunReader { pages, may_skip, entries: Vec::new().into_iter() });
         }
-        let recovered = recovery.as_mut().map_or(0, Recovery::count_max);
-        // Room is made for as many: no more than the pages hold, whatever the commit says.
-        let held = |run: &RunEntry| run.entry_count.min(run.page_count * PAGE_ENTRIES as u64);
-        let count_max = runs.iter().map(held).sum::<u64>() + recovered;
+        count_max += recovery.as_mut().map_or(0, Recovery::count_max);
         let heads = std::collections::BinaryHeap::new();
         let mut merge = Merge { readers, recovery, count_max, last: None, heads };
         for number in 0..merge.readers.len() {
@@ -482,7 +483,7 @@ impl Fresh {
     }
 }
 
-fn entry(id: Id, place: Place) -> IndexEntry {
+pub(super) fn entry(id: Id, place: Place) -> IndexEntry {
     IndexEntry {
         id,
         frame: place.frame,

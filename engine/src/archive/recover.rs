@@ -23,9 +23,10 @@ const GAPS_MAX: usize = 64 << 10;
 /// The ids behind the first one, up to and with the second; `None` is the run's end.
 type Gap = (Option<Id>, Option<Id>);
 
-/// The damaged pages of a run that is read from its first page to its last.
+/// What reading a run from its first page to its last found: entries, and damaged pages.
 #[derive(Clone, Debug, Default)]
 pub struct Gaps {
+    entries: u64,
     pages: u64,
     gaps: Vec<Gap>,
     last: Option<Id>,
@@ -33,6 +34,11 @@ pub struct Gaps {
 }
 
 impl Gaps {
+    /// How many entries the whole pages hold.
+    pub fn entries(&self) -> u64 {
+        self.entries
+    }
+
     /// How many pages are damaged, filters included.
     pub fn pages(&self) -> u64 {
         self.pages
@@ -49,11 +55,14 @@ impl Gaps {
         self.is_open = true;
     }
 
-    /// The next slot's page is whole, and this is its last id. A look-up that comes through a
-    /// damaged page may end in this one, so a gap before goes up to here.
-    pub fn whole_slot(&mut self, last: Id) {
-        self.close(Some(last));
-        self.last = Some(last);
+    /// The next page is whole and holds these entries, as a filter none. A look-up that comes
+    /// through a damaged page may end in this one, so a gap before goes up to its last id.
+    pub fn whole(&mut self, entries: &[IndexEntry]) {
+        if let Some(last) = entries.last() {
+            self.entries += entries.len() as u64;
+            self.close(Some(last.id));
+            self.last = Some(last.id);
+        }
     }
 
     /// There is no page behind.

@@ -6,9 +6,7 @@ use voltar_format::checksum::LogHasher;
 use voltar_format::commit::{Commit, NewCommit, RunEntry};
 use voltar_format::frame::Frame;
 use voltar_format::header::Header;
-use voltar_format::index::{
-    BuiltRun, IndexEntry, RunBuilder, RunHead, buckets_for, foot_block, head_block,
-};
+use voltar_format::index::{IndexEntry, RunBuilder, RunHead, buckets_for, foot_block, head_block};
 use voltar_format::limits::{
     BLOCK_LEN, FRAME_ALIGN, RUNS_MAX, SEGMENT_CHUNKS_MAX, SEGMENT_LEN_TARGET,
 };
@@ -16,7 +14,7 @@ use voltar_format::manifest::Manifest;
 use voltar_format::record::{RECORD_MAGIC, RecordHead, RecordKind};
 use voltar_format::segment::Table;
 use voltar_format::wire::Reserved;
-use voltar_format::{ArchiveId, LogOffset, SessionId};
+use voltar_format::{ArchiveId, Id, LogOffset, SessionId};
 
 use super::index::{Fresh, Index, Merge, Place};
 use super::log::LogWriter;
@@ -32,6 +30,10 @@ const SPILL_ITEMS: usize = 384 << 10;
 
 /// Runs of one size class that become one.
 const MERGE_RUNS: usize = 8;
+
+/// Pages that the index being written may hold back in memory: 32 MiB. Ids are hashes, of which
+/// it holds back a few hundred.
+const HELD_PAGES_MAX: usize = 8 << 10;
 
 /// Writes in flight.
 pub const WRITE_DEPTH: u32 = 8;
@@ -347,16 +349,15 @@ impl Session {
         let head = self.record_head(RecordKind::Index);
         let numbers = RunHead { entry_count: count, buckets, reserved: Reserved };
         self.log.append(&head_block(&head, &numbers))?;
-        let mut pages = Vec::new();
+        let log = &mut self.log;
+        let mut append = |page: &[u8]| log.append(page);
         while let Some(entry) = next()? {
-            builder.push(&entry, &mut pages);
-            if !pages.is_empty() {
-                self.log.append(&pages)?;
-                pages.clear();
+            builder.push(&entry, &mut append)?;
+            if builder.pages_held() > HELD_PAGES_MAX {
+                return Err(crowded(&self.label, &entry.id));
             }
         }
-        let built: BuiltRun = builder.finish(&mut pages);
-        self.log.append(&pages)?;
+        let built = builder.finish(&mut append)?;
         self.log.append(&foot_block(self.archive_id, start, self.sequence, &built))?;
         self.record_done(start, &built.body_hash);
         Ok(RunEntry {
@@ -469,18 +470,25 @@ fn random_bytes() -> [u8; 16] {
     bytes
 }
 
+fn crowded(label: &str, id: &Id) -> Error {
+    Error::new(ErrorKind::Damaged, format!("too many ids of the index lie close to {id}"))
+        .on(label)
+        .hint("its index was not made by voltar; what it holds can be restored, but not added to")
+}
+
 fn internal(message: &str) -> Error {
     Error::new(ErrorKind::Internal, message)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::index::entry as index_entry;
     use super::*;
     use crate::device::Device;
     use crate::device::memory::MemoryDevice;
-    use voltar_format::Id;
     use voltar_format::checksum::crc32c;
     use voltar_format::frame::{ChunkEntry, Codec, ItemKind, encode_head, head_len};
+    use voltar_format::index::PAGE_ENTRIES;
 
     fn run(entry_count: u64) -> RunEntry {
         RunEntry {
@@ -526,6 +534,24 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Internal);
         assert_eq!(device.len().unwrap(), 4096);
         session(&archive, &index, false).commit(b"").unwrap();
+    }
+
+    #[test]
+    fn crowded_ids_of_a_forged_index_are_refused_before_they_fill_memory() {
+        let (_, archive) = archive();
+        let index = Index::new(Arc::clone(&archive.home), Vec::new());
+        let mut session = session(&archive, &index, true);
+        let place = Place { frame: LogOffset(4096), frame_len: 200, slot: 0, kind: 1 };
+        let (count, mut next) = (1u64 << 20, 0u64);
+        let error = session.write_run(count, || {
+            next += 1;
+            let mut id = Id::default();
+            id.0[24..].copy_from_slice(&next.swap_bytes().to_le_bytes());
+            Ok((next <= count).then(|| index_entry(id, place)))
+        });
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::Damaged);
+        let held = HELD_PAGES_MAX * PAGE_ENTRIES;
+        assert!(next as usize <= held + 2 * PAGE_ENTRIES, "{next} entries");
     }
 
     #[test]

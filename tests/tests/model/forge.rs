@@ -11,7 +11,7 @@ use voltar_format::checksum::{
 use voltar_format::commit::{CommitHead, RunEntry};
 use voltar_format::frame::{ChunkEntry, FrameHead, ItemKind, head_len};
 use voltar_format::header::Header;
-use voltar_format::index::{BuiltRun, IndexEntry, RunBuilder, RunHead, buckets_for, foot_block};
+use voltar_format::index::{BuiltRun, IndexEntry, RunHead, buckets_for, build_run, foot_block};
 use voltar_format::manifest::{Attached, Manifest, Note, NoteVolume, Volume};
 use voltar_format::map::{Entry, MapBuilder, Shape};
 use voltar_format::record::{FLAG_SECOND_COPY, RECORD_MAGIC, RecordHead, RecordKind};
@@ -397,9 +397,7 @@ impl<'s> Forge<'s> {
         entries.sort_by_key(|entry| entry.id);
         entries.dedup_by_key(|entry| entry.id);
         let count = entries.len() as u64;
-        let (mut builder, mut pages) = (RunBuilder::new(count), Vec::new());
-        entries.iter().for_each(|entry| builder.push(entry, &mut pages));
-        let built = builder.finish(&mut pages);
+        let (pages, built) = build_run(&entries);
         let numbers =
             RunHead { entry_count: count, buckets: buckets_for(count), reserved: Reserved };
         let mut rest = numbers.encode().to_vec();
