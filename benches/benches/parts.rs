@@ -11,7 +11,6 @@ use voltar_engine::codec::{Encoder, Level};
 use voltar_engine::device::Device;
 use voltar_engine::device::memory::MemoryDevice;
 use voltar_format::checksum::{chunk_id, crc32c};
-use voltar_format::commit::RunEntry;
 use voltar_format::index::{IndexEntry, build_run};
 use voltar_format::map::{Entry, MapBuilder, Node, Shape};
 use voltar_format::walk::{Cursor, NodeSource};
@@ -80,15 +79,7 @@ fn index(entries: u64) -> (Index, Vec<Id>) {
     let (pages, built) = build_run(&all);
     let home = MemoryDevice::new(0).growing();
     home.write_at(&pages, 8192).expect("memory");
-    let run = RunEntry {
-        offset: LogOffset(4096),
-        len: (built.page_count + 2) * 4096,
-        entry_count: built.entry_count,
-        buckets: built.buckets,
-        page_count: built.page_count,
-        reserved: Reserved,
-        body_hash: built.body_hash,
-    };
+    let run = built.entry(LogOffset(4096));
     let home: Arc<dyn Home> = Arc::new(home);
     (Index::new(home, vec![run]), all.iter().map(|entry| entry.id).collect())
 }

@@ -277,8 +277,8 @@ fn entropy_limit_bits(total: u32) -> f64 {
 mod tests {
     use super::*;
     use rand::{RngExt, SeedableRng};
-    use voltar_format::frame::{ChunkEntry, ItemKind, encode_head, head_len};
-    use voltar_format::{checksum, wire::Reserved};
+    use voltar_format::checksum;
+    use voltar_format::frame::{self, ChunkEntry, ItemKind};
 
     fn noise(len: usize, seed: u64) -> Vec<u8> {
         let mut bytes = vec![0; len];
@@ -306,19 +306,8 @@ mod tests {
     }
 
     fn frame_bytes(raw: &[u8], codec: Codec, payload: &[u8]) -> Vec<u8> {
-        let entry = ChunkEntry {
-            id: checksum::chunk_id(raw),
-            index: 0,
-            raw_len: raw.len() as u32,
-            volume: 0,
-            kind: ItemKind::Chunk as u8,
-            reserved: Reserved,
-        };
-        let mut bytes = vec![0; head_len(1)];
-        let crc = checksum::crc32c(payload);
-        encode_head(codec, &[entry], payload.len() as u32, crc, &mut bytes);
-        bytes.extend_from_slice(payload);
-        bytes
+        let entry = ChunkEntry::new(ItemKind::Chunk, checksum::chunk_id(raw), 0, raw.len());
+        frame::encode(codec, &[entry], payload)
     }
 
     #[test]

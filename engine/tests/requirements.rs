@@ -10,51 +10,26 @@ use voltar_engine::archive::store::{Store, check_id};
 use voltar_engine::device::Device;
 use voltar_engine::device::memory::MemoryDevice;
 use voltar_engine::error::{Error, ErrorKind};
-use voltar_format::checksum::{chunk_id, crc32c, node_id};
-use voltar_format::frame::{ChunkEntry, Codec, Frame, ItemKind, encode_head, head_len};
+use voltar_format::checksum::{chunk_id, node_id};
+use voltar_format::frame::{self, ChunkEntry, Codec, Frame, ItemKind};
 use voltar_format::header::Header;
-use voltar_format::record::{RECORD_MAGIC, RecordHead, RecordKind};
+use voltar_format::record::{RecordHead, RecordKind};
 use voltar_format::segment::Table;
-use voltar_format::wire::Reserved;
 use voltar_format::{ArchiveId, FormatError, Id, LogOffset, SessionId};
 
 const ARCHIVE: ArchiveId = ArchiveId([7; 16]);
 const ITEM: &[u8] = b"an item";
 
 fn frame(id: Id) -> Vec<u8> {
-    let entry = ChunkEntry {
-        id,
-        index: 0,
-        raw_len: ITEM.len() as u32,
-        volume: 0,
-        kind: ItemKind::Chunk as u8,
-        reserved: Reserved,
-    };
-    let mut bytes = vec![0; head_len(1)];
-    encode_head(Codec::Store, &[entry], ITEM.len() as u32, crc32c(ITEM), &mut bytes);
-    bytes.extend_from_slice(ITEM);
-    bytes
+    let entry = ChunkEntry::new(ItemKind::Chunk, id, 0, ITEM.len());
+    frame::encode(Codec::Store, &[entry], ITEM)
 }
 
 /// An archive of one segment that holds one frame with an item of this id. `change` spoils the
 /// table before it is sealed.
 fn archive(id: Id, change: impl FnOnce(&mut Table)) -> (Archive, u64) {
-    let head = RecordHead {
-        magic: RECORD_MAGIC,
-        kind: RecordKind::Data as u8,
-        flags: 0,
-        reserved_a: Reserved,
-        archive_id: ARCHIVE,
-        offset: LogOffset(4096),
-        sequence: 1,
-        session: SessionId([1; 16]),
-        last_commit: LogOffset(0),
-        previous: LogOffset(0),
-        body_len: 0,
-        body_crc: 0,
-        reserved_b: Reserved,
-        crc: 0,
-    };
+    let (session, start) = (SessionId([1; 16]), LogOffset(4096));
+    let head = RecordHead::new(RecordKind::Data, ARCHIVE, session, start, 1);
     let frame = frame(id);
     let mut table = Table::default();
     table.push(128, &Frame::decode(&frame).unwrap());
@@ -82,7 +57,7 @@ fn assert_breaks(error: &Error, requirement: &str) {
 fn look_up(stored: Id, id: Id) -> Error {
     let (archive, _) = archive(stored, |_| {});
     let fresh = Arc::new(Fresh::default());
-    let frame_len = (head_len(1) + ITEM.len()) as u32;
+    let frame_len = frame(id).len() as u32;
     let place = Place { frame: LogOffset(4224), frame_len, slot: 0, kind: ItemKind::Chunk as u8 };
     fresh.place(&id, place);
     let index = Index::new(Arc::clone(&archive.home), Vec::new());

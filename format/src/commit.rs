@@ -4,7 +4,7 @@ use crate::checksum::{commit_hash, crc32c, snapshot_id};
 use crate::error::{FormatError, Result, Structure};
 use crate::features::check_incompatible;
 use crate::limits::{BLOCK_LEN, COMMIT_LEN_MAX, MANIFEST_LEN_MAX, RUNS_MAX};
-use crate::record::{FLAG_SECOND_COPY, RECORD_MAGIC, RecordHead, RecordKind};
+use crate::record::{FLAG_SECOND_COPY, RecordHead, RecordKind};
 use crate::units::{ArchiveId, Id, LogOffset, SessionId, SnapshotId};
 use crate::wire::{Reserved, is_zero, on_disk, round_up, slice};
 
@@ -160,21 +160,15 @@ impl NewCommit<'_> {
     }
 
     fn record_head(&self, second: bool, start: u64, content: &[u8]) -> [u8; RecordHead::LEN] {
+        let (kind, offset) = (RecordKind::Commit, self.offset.0.saturating_add(start));
+        let (archive, sequence) = (self.archive_id, self.sequence);
         RecordHead {
-            magic: RECORD_MAGIC,
-            kind: RecordKind::Commit as u8,
             flags: if second { FLAG_SECOND_COPY } else { 0 },
-            reserved_a: Reserved,
-            archive_id: self.archive_id,
-            offset: LogOffset(self.offset.0.saturating_add(start)),
-            sequence: self.sequence,
-            session: self.session,
             last_commit: self.previous.map_or(LogOffset(0), |commit| commit.offset),
             previous: self.previous_record,
             body_len: (RecordHead::LEN as u64).saturating_add(content.len() as u64),
             body_crc: crc32c(content),
-            reserved_b: Reserved,
-            crc: 0,
+            ..RecordHead::new(kind, archive, self.session, LogOffset(offset), sequence)
         }
         .seal()
     }

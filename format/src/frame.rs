@@ -123,6 +123,28 @@ pub fn head_len(chunk_count: u16) -> usize {
     FrameHead::LEN.saturating_add(ChunkEntry::LEN.saturating_mul(usize::from(chunk_count)))
 }
 
+/// A frame: its head, its entries and its payload.
+///
+/// # Panics
+/// As [`encode_head`].
+pub fn encode(codec: Codec, entries: &[ChunkEntry], payload: &[u8]) -> Vec<u8> {
+    let mut frame = head_of(codec, entries, payload);
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// A frame's head and entries, for this payload.
+///
+/// # Panics
+/// As [`encode_head`].
+pub fn head_of(codec: Codec, entries: &[ChunkEntry], payload: &[u8]) -> Vec<u8> {
+    let count = u16::try_from(entries.len()).unwrap_or(u16::MAX);
+    let mut head = vec![0; head_len(count)];
+    let payload_len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+    encode_head(codec, entries, payload_len, crc32c(payload), &mut head);
+    head
+}
+
 /// Writes a frame's head and entries, for a payload with these lengths and checksum, to `out`,
 /// which is [`head_len`] long.
 ///
@@ -274,6 +296,12 @@ fn fail(requirement: &'static str, problem: String) -> FormatError {
 }
 
 impl ChunkEntry {
+    /// The entry of an item of `raw_len` bytes, of volume 0.
+    pub fn new(kind: ItemKind, id: Id, index: u64, raw_len: usize) -> ChunkEntry {
+        let raw_len = u32::try_from(raw_len).unwrap_or(u32::MAX);
+        ChunkEntry { id, index, raw_len, volume: 0, kind: kind as u8, reserved: Reserved }
+    }
+
     /// The item's kind; entries that were decoded have one.
     pub fn item_kind(&self) -> Option<ItemKind> {
         ItemKind::from_number(self.kind)
@@ -294,21 +322,11 @@ mod tests {
         let entries: Vec<ChunkEntry> = items
             .iter()
             .zip(0..)
-            .map(|(item, index)| ChunkEntry {
-                id: chunk_id(item),
-                index,
-                raw_len: item.len() as u32,
-                volume: 0,
-                kind: ItemKind::Chunk as u8,
-                reserved: Reserved,
+            .map(|(item, index)| {
+                ChunkEntry::new(ItemKind::Chunk, chunk_id(item), index, item.len())
             })
             .collect();
-        let payload = items.concat();
-        let mut bytes = vec![0; head_len(entries.len() as u16)];
-        let crc = crc32c(&payload);
-        encode_head(Codec::Store, &entries, payload.len() as u32, crc, &mut bytes);
-        bytes.extend(payload);
-        bytes
+        encode(Codec::Store, &entries, &items.concat())
     }
 
     #[test]

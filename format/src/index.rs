@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 
 use crate::checksum::{BodyHasher, crc32c, crc32c_of};
+use crate::commit::RunEntry;
 use crate::error::{FormatError, Result, Structure};
 use crate::frame::{ItemKind, head_len};
 use crate::limits::{
@@ -350,6 +351,26 @@ pub struct BuiltRun {
     pub body_hash: Id,
 }
 
+impl BuiltRun {
+    /// What a commit says of the run, whose record starts at `offset`.
+    pub fn entry(&self, offset: LogOffset) -> RunEntry {
+        RunEntry {
+            offset,
+            len: self.record_len(),
+            entry_count: self.entry_count,
+            buckets: self.buckets,
+            page_count: self.page_count,
+            reserved: Reserved,
+            body_hash: self.body_hash,
+        }
+    }
+
+    /// Bytes of the record: the pages, a block before and a block behind.
+    fn record_len(&self) -> u64 {
+        self.page_count.saturating_add(2).saturating_mul(BLOCK_LEN as u64)
+    }
+}
+
 impl RunBuilder {
     /// A builder with buckets for `entry_count_max` entries, 1..=2^36. A merge that drops
     /// duplicates pushes fewer: the true count is in what [`finish`](RunBuilder::finish) returns.
@@ -549,14 +570,13 @@ pub fn foot_block(
     sequence: u64,
     run: &BuiltRun,
 ) -> Vec<u8> {
-    let len = run.page_count.saturating_add(2).saturating_mul(BLOCK_LEN as u64);
     let footer = Footer {
         magic: FOOTER_MAGIC,
         kind: RecordKind::Index as u8,
         reserved_a: Reserved,
         archive_id,
         start,
-        len,
+        len: run.record_len(),
         sequence,
         table_offset: 0,
         table_len: 0,
@@ -883,22 +903,8 @@ mod tests {
 
     #[test]
     fn f_064_every_bit_of_the_first_block_is_covered() {
-        let head = RecordHead {
-            magic: crate::record::RECORD_MAGIC,
-            kind: RecordKind::Index as u8,
-            flags: 0,
-            reserved_a: Reserved,
-            archive_id: ArchiveId([1; 16]),
-            offset: LogOffset(4096),
-            sequence: 1,
-            session: crate::units::SessionId([1; 16]),
-            last_commit: LogOffset(0),
-            previous: LogOffset(0),
-            body_len: 0,
-            body_crc: 0,
-            reserved_b: Reserved,
-            crc: 0,
-        };
+        let (archive, session) = (ArchiveId([1; 16]), crate::units::SessionId([1; 16]));
+        let head = RecordHead::new(RecordKind::Index, archive, session, LogOffset(4096), 1);
         let run = RunHead { entry_count: 5, buckets: 1, reserved: Reserved };
         let good = head_block(&head, &run);
         let check = |block: &[u8]| {

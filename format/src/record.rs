@@ -91,6 +91,32 @@ on_disk! {
 }
 
 impl RecordHead {
+    /// The head of the record that starts at `offset`, the first of its log.
+    pub fn new(
+        kind: RecordKind,
+        archive_id: ArchiveId,
+        session: SessionId,
+        offset: LogOffset,
+        sequence: u64,
+    ) -> RecordHead {
+        RecordHead {
+            magic: RECORD_MAGIC,
+            kind: kind as u8,
+            flags: 0,
+            reserved_a: Reserved,
+            archive_id,
+            offset,
+            sequence,
+            session,
+            last_commit: LogOffset(0),
+            previous: LogOffset(0),
+            body_len: 0,
+            body_crc: 0,
+            reserved_b: Reserved,
+            crc: 0,
+        }
+    }
+
     /// The head's bytes with its checksum filled in.
     pub fn seal(mut self) -> [u8; RecordHead::LEN] {
         self.crc = 0;
@@ -170,21 +196,11 @@ mod tests {
     use super::*;
 
     fn head() -> RecordHead {
+        let (archive, session) = (ArchiveId([1; 16]), SessionId([2; 16]));
         RecordHead {
-            magic: RECORD_MAGIC,
-            kind: RecordKind::Data as u8,
-            flags: 0,
-            reserved_a: Reserved,
-            archive_id: ArchiveId([1; 16]),
-            offset: LogOffset(8192),
-            sequence: 2,
-            session: SessionId([2; 16]),
             last_commit: LogOffset(4096),
             previous: LogOffset(4096),
-            body_len: 0,
-            body_crc: 0,
-            reserved_b: Reserved,
-            crc: 0,
+            ..RecordHead::new(RecordKind::Data, archive, session, LogOffset(8192), 2)
         }
     }
 

@@ -427,23 +427,13 @@ pub fn check_tail(tail: &[u8], footer: &Footer, table: &Table) -> Result<()> {
 mod tests {
     use super::*;
     use crate::checksum::chunk_id;
-    use crate::frame::{ItemKind, encode_head, head_len};
+    use crate::frame::{self, ItemKind};
 
     const ARCHIVE: ArchiveId = ArchiveId([3; 16]);
 
     fn frame_bytes(item: &[u8], index: u64) -> Vec<u8> {
-        let entry = ChunkEntry {
-            id: chunk_id(item),
-            index,
-            raw_len: item.len() as u32,
-            volume: 0,
-            kind: ItemKind::Chunk as u8,
-            reserved: Reserved,
-        };
-        let mut bytes = vec![0; head_len(1)];
-        encode_head(Codec::Store, &[entry], item.len() as u32, crc32c(item), &mut bytes);
-        bytes.extend_from_slice(item);
-        bytes
+        let entry = ChunkEntry::new(ItemKind::Chunk, chunk_id(item), index, item.len());
+        frame::encode(Codec::Store, &[entry], item)
     }
 
     fn table() -> Table {

@@ -8,11 +8,10 @@ use std::path::{Path, PathBuf};
 
 use voltar_format::checksum;
 use voltar_format::features::{COMPATIBLE, FORMAT_VERSION, Feature, INCOMPATIBLE};
-use voltar_format::frame::{ChunkEntry, Codec, ItemKind, encode_head, head_len};
+use voltar_format::frame::{self, ChunkEntry, Codec, ItemKind};
 use voltar_format::header::Header;
 use voltar_format::layout::STRUCTURES;
 use voltar_format::record::RecordKind;
-use voltar_format::wire::Reserved;
 use voltar_format::{ArchiveId, index, limits, map};
 
 const DOCUMENT: &str = include_str!("../FORMAT.md");
@@ -391,19 +390,8 @@ fn printed(name: &str) -> &'static str {
 
 fn example_frame() -> Vec<u8> {
     let chunk = b"voltar: go back\n";
-    let entry = ChunkEntry {
-        id: checksum::chunk_id(chunk),
-        index: 3,
-        raw_len: chunk.len() as u32,
-        volume: 0,
-        kind: ItemKind::Chunk as u8,
-        reserved: Reserved,
-    };
-    let mut bytes = vec![0; head_len(1)];
-    let crc = checksum::crc32c(chunk);
-    encode_head(Codec::Store, &[entry], chunk.len() as u32, crc, &mut bytes);
-    bytes.extend_from_slice(chunk);
-    bytes
+    let entry = ChunkEntry::new(ItemKind::Chunk, checksum::chunk_id(chunk), 3, chunk.len());
+    frame::encode(Codec::Store, &[entry], chunk)
 }
 
 #[test]

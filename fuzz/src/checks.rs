@@ -17,8 +17,8 @@ use voltar_engine::error::{Error, ErrorKind};
 use voltar_engine::inspect::{list_archive, log_archive, show_archive};
 use voltar_engine::observe::{Observer, Phase};
 use voltar_engine::options::{
-    ArchiveHome, BackupRequest, Changes, Compression, Context, Delta, IoEngine, OnDamage,
-    Dedup, OnReadError, ParentChoice, Selector, VerifyRequest,
+    ArchiveHome, BackupRequest, Changes, Compression, Context, Dedup, Delta, IoEngine, OnDamage,
+    OnReadError, ParentChoice, Selector, VerifyRequest,
 };
 use voltar_engine::report::{BackupReport, VerifyReport};
 use voltar_engine::restore::job::Job;

@@ -1,15 +1,15 @@
 //! Writes archives with the format's own encoders and without a writer's scruples: ids that lie,
 //! maps of any shape, indexes that point elsewhere. Deterministic: the same calls, the same bytes.
 
-use voltar_format::checksum::{LogHasher, chunk_id, crc32c, node_id};
+use voltar_format::checksum::{LogHasher, chunk_id, node_id};
 use voltar_format::commit::{Commit, NewCommit, RunEntry};
-use voltar_format::frame::{ChunkEntry, Codec, Frame, ItemKind, encode_head, head_len, node_index};
+use voltar_format::frame::{self, ChunkEntry, Codec, Frame, ItemKind, node_index};
 use voltar_format::header::Header;
-use voltar_format::index::{IndexEntry, RunHead, build_run, buckets_for, foot_block, head_block};
+use voltar_format::index::{IndexEntry, RunHead, buckets_for, build_run, foot_block, head_block};
 use voltar_format::limits::{BLOCK_LEN, FRAME_ALIGN};
 use voltar_format::manifest::{Manifest, Note, NoteVolume, Volume};
 use voltar_format::map::{BuiltNode, Entry, MapBuilder, Shape};
-use voltar_format::record::{RECORD_MAGIC, RecordHead, RecordKind};
+use voltar_format::record::{RecordHead, RecordKind};
 use voltar_format::segment::{Footer, Table};
 use voltar_format::wire::Reserved;
 use voltar_format::{ArchiveId, Id, LogOffset, SessionId};
@@ -42,10 +42,7 @@ impl Item {
     }
 
     fn new(id: Id, kind: ItemKind, bytes: Vec<u8>, index: u64) -> Item {
-        let raw_len = bytes.len() as u32;
-        let kind = kind as u8;
-        let entry = ChunkEntry { id, index, raw_len, volume: 0, kind, reserved: Reserved };
-        Item { entry, bytes }
+        Item { entry: ChunkEntry::new(kind, id, index, bytes.len()), bytes }
     }
 }
 
@@ -102,9 +99,7 @@ impl Forge {
             None => (Codec::Store, &raw[..]),
         };
         let entries: Vec<ChunkEntry> = items.iter().map(|item| item.entry.clone()).collect();
-        let mut frame = vec![0; head_len(entries.len() as u16)];
-        encode_head(codec, &entries, payload.len() as u32, crc32c(payload), &mut frame);
-        frame.extend_from_slice(payload);
+        let frame = frame::encode(codec, &entries, payload);
         let at = self.position();
         for (slot, entry) in (0..).zip(&entries) {
             self.entries.push(IndexEntry {
@@ -143,20 +138,9 @@ impl Forge {
 
     fn head(&self, kind: RecordKind) -> RecordHead {
         RecordHead {
-            magic: RECORD_MAGIC,
-            kind: kind as u8,
-            flags: 0,
-            reserved_a: Reserved,
-            archive_id: ARCHIVE,
-            offset: self.position(),
-            sequence: self.sequence,
-            session: SESSION,
             last_commit: self.last.as_ref().map_or(LogOffset(0), |commit| commit.offset),
             previous: self.previous,
-            body_len: 0,
-            body_crc: 0,
-            reserved_b: Reserved,
-            crc: 0,
+            ..RecordHead::new(kind, ARCHIVE, SESSION, self.position(), self.sequence)
         }
     }
 
@@ -178,15 +162,7 @@ impl Forge {
         self.bytes.extend(pages);
         self.bytes.extend(foot_block(ARCHIVE, start, self.sequence, &built));
         self.record_done(start, &built.body_hash);
-        self.runs.push(RunEntry {
-            offset: start,
-            len: self.position().0 - start.0,
-            entry_count: built.entry_count,
-            buckets: built.buckets,
-            page_count: built.page_count,
-            reserved: Reserved,
-            body_hash: built.body_hash,
-        });
+        self.runs.push(built.entry(start));
     }
 
     /// Appends a commit with this manifest.

@@ -8,7 +8,7 @@ use voltar_format::commit::{Commit, NewCommit};
 use voltar_format::frame::{Codec, Frame, encode_head, head_len};
 use voltar_format::header::Header;
 use voltar_format::index::{
-    Found, IndexEntry, OrderCheck, Page, bucket_of, build_run, buckets_for, check_filter,
+    Found, IndexEntry, OrderCheck, Page, bucket_of, buckets_for, build_run, check_filter,
     check_foot_block, check_head_block, filter_page_of, is_filter_slot, page_of_slot,
 };
 use voltar_format::limits::{BLOCK_LEN, FRAME_RAW_LEN_MAX, SEGMENT_LEN_MAX};

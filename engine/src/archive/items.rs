@@ -2,10 +2,8 @@
 //! copies.
 
 use voltar_format::Id;
-use voltar_format::checksum::crc32c;
-use voltar_format::frame::{ChunkEntry, Codec, ItemKind, encode_head, head_len, node_index};
+use voltar_format::frame::{ChunkEntry, Codec, ItemKind, head_of, node_index};
 use voltar_format::map::BuiltNode;
-use voltar_format::wire::Reserved;
 
 use super::index::Known;
 use super::session::Session;
@@ -27,9 +25,7 @@ impl Session {
         volume: u16,
         index: u64,
     ) -> Result<()> {
-        let raw_len = bytes.len() as u32;
-        let kind = kind as u8;
-        let entry = ChunkEntry { id, index, raw_len, volume, kind, reserved: Reserved };
+        let entry = ChunkEntry { volume, ..ChunkEntry::new(kind, id, index, bytes.len()) };
         self.append_stored(&[entry], bytes)
     }
 
@@ -38,9 +34,7 @@ impl Session {
     /// # Errors
     /// Of writing.
     pub fn append_stored(&mut self, entries: &[ChunkEntry], payload: &[u8]) -> Result<()> {
-        let mut head = vec![0; head_len(entries.len() as u16)];
-        encode_head(Codec::Store, entries, payload.len() as u32, crc32c(payload), &mut head);
-        self.append_frame(&head, payload)
+        self.append_frame(&head_of(Codec::Store, entries, payload), payload)
     }
 
     /// Appends finished nodes of volume `number`, unless they are known, once there are `enough`.
@@ -73,12 +67,6 @@ impl Session {
 }
 
 fn entry_of(node: &BuiltNode, volume: u16) -> ChunkEntry {
-    ChunkEntry {
-        id: node.id,
-        index: node_index(node.level, node.number),
-        raw_len: node.bytes.len() as u32,
-        volume,
-        kind: ItemKind::Node as u8,
-        reserved: Reserved,
-    }
+    let index = node_index(node.level, node.number);
+    ChunkEntry { volume, ..ChunkEntry::new(ItemKind::Node, node.id, index, node.bytes.len()) }
 }

@@ -11,7 +11,7 @@ use voltar_format::limits::{
     BLOCK_LEN, FRAME_ALIGN, RUNS_MAX, SEGMENT_CHUNKS_MAX, SEGMENT_LEN_TARGET,
 };
 use voltar_format::manifest::Manifest;
-use voltar_format::record::{RECORD_MAGIC, RecordHead, RecordKind};
+use voltar_format::record::{RecordHead, RecordKind};
 use voltar_format::segment::Table;
 use voltar_format::wire::Reserved;
 use voltar_format::{ArchiveId, Id, LogOffset, SessionId};
@@ -268,21 +268,11 @@ impl Session {
     }
 
     fn record_head(&self, kind: RecordKind) -> RecordHead {
+        let (archive, position) = (self.archive_id, self.log.position());
         RecordHead {
-            magic: RECORD_MAGIC,
-            kind: kind as u8,
-            flags: 0,
-            reserved_a: Reserved,
-            archive_id: self.archive_id,
-            offset: self.log.position(),
-            sequence: self.sequence,
-            session: self.session,
             last_commit: self.last_commit.as_ref().map_or(LogOffset(0), |commit| commit.offset),
             previous: self.previous_record,
-            body_len: 0,
-            body_crc: 0,
-            reserved_b: Reserved,
-            crc: 0,
+            ..RecordHead::new(kind, archive, self.session, position, self.sequence)
         }
     }
 
@@ -360,15 +350,7 @@ impl Session {
         let built = builder.finish(&mut append)?;
         self.log.append(&foot_block(self.archive_id, start, self.sequence, &built))?;
         self.record_done(start, &built.body_hash);
-        Ok(RunEntry {
-            offset: start,
-            len: self.log.position().0 - start.0,
-            entry_count: built.entry_count,
-            buckets: built.buckets,
-            page_count: built.page_count,
-            reserved: Reserved,
-            body_hash: built.body_hash,
-        })
+        Ok(built.entry(start))
     }
 
     /// Seals what is open, makes everything durable, and makes the snapshot exist.
@@ -486,8 +468,8 @@ mod tests {
     use super::*;
     use crate::device::Device;
     use crate::device::memory::MemoryDevice;
-    use voltar_format::checksum::crc32c;
-    use voltar_format::frame::{ChunkEntry, Codec, ItemKind, encode_head, head_len};
+
+    use voltar_format::frame::{ChunkEntry, ItemKind};
     use voltar_format::index::PAGE_ENTRIES;
 
     fn run(entry_count: u64) -> RunEntry {
@@ -563,9 +545,7 @@ mod tests {
         let mut number = 0u64;
         while (number as usize) < SPILL_ITEMS + 2 * SEGMENT_CHUNKS_MAX as usize {
             let entries: Vec<ChunkEntry> = (0..256).map(|slot| chunk(number + slot)).collect();
-            let mut head = vec![0; head_len(256)];
-            encode_head(Codec::Store, &entries, 256, crc32c(&payload), &mut head);
-            session.append_frame(&head, &payload).unwrap();
+            session.append_stored(&entries, &payload).unwrap();
             number += 256;
         }
         assert!(session.fresh.len() < SPILL_ITEMS, "it has spilled");
@@ -578,8 +558,7 @@ mod tests {
         let mut id = [0; 32];
         id[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
         id[24..].copy_from_slice(&number.to_le_bytes());
-        let kind = ItemKind::Chunk as u8;
-        ChunkEntry { id: Id(id), index: number, raw_len: 1, volume: 0, kind, reserved: Reserved }
+        ChunkEntry::new(ItemKind::Chunk, Id(id), number, 1)
     }
 
     #[test]

@@ -4,11 +4,11 @@
 use std::ops::Range;
 
 use crossbeam_channel::{Receiver, Sender};
-use voltar_format::checksum::{chunk_id, crc32c};
-use voltar_format::frame::{ChunkEntry, Codec, ItemKind, encode_head, head_len};
+use voltar_format::checksum::chunk_id;
+use voltar_format::frame::{ChunkEntry, Codec, ItemKind, head_of};
 use voltar_format::limits::FRAME_RAW_LEN_MAX;
 use voltar_format::map::Entry;
-use voltar_format::wire::{Reserved, is_zero};
+use voltar_format::wire::is_zero;
 
 use super::read::{Data, Item};
 use crate::archive::index::Known;
@@ -158,14 +158,9 @@ fn work_data(shared: &Shared, encoder: &mut Encoder, gauge: &Gauge, data: Data) 
                 buffer.copy_within(at..end, gathered);
             }
             gathered += end - at;
-            fresh.push(ChunkEntry {
-                id: *id,
-                index: chunks.start + number,
-                raw_len: (end - at) as u32,
-                volume: shared.volume,
-                kind: ItemKind::Chunk as u8,
-                reserved: Reserved,
-            });
+            let index = chunks.start + number;
+            let entry = ChunkEntry::new(ItemKind::Chunk, *id, index, end - at);
+            fresh.push(ChunkEntry { volume: shared.volume, ..entry });
         }
         entries.push(entry);
     }
@@ -248,9 +243,7 @@ fn frame(
             (Codec::Store, Payload::Raw(buffer, len))
         }
     };
-    let mut frame = NewFrame { head: vec![0; head_len(entries.len() as u16)], payload };
-    let payload = frame.payload();
-    let (payload_len, crc) = (payload.len() as u32, crc32c(payload));
-    encode_head(codec, entries, payload_len, crc, &mut frame.head);
+    let mut frame = NewFrame { head: Vec::new(), payload };
+    frame.head = head_of(codec, entries, frame.payload());
     Ok(frame)
 }

@@ -85,25 +85,13 @@ mod tests {
     use super::*;
     use crate::device::memory::MemoryDevice;
     use voltar_format::LogOffset;
-    use voltar_format::checksum::{chunk_id, crc32c};
-    use voltar_format::frame::{Codec, encode_head, head_len};
-    use voltar_format::wire::Reserved;
+    use voltar_format::checksum::chunk_id;
+    use voltar_format::frame::{self, Codec};
 
     fn home_with_frame(items: &[&[u8]]) -> (MemoryDevice, Place) {
-        let entry = |item: &&[u8]| ChunkEntry {
-            id: chunk_id(item),
-            index: 0,
-            raw_len: item.len() as u32,
-            volume: 0,
-            kind: ItemKind::Chunk as u8,
-            reserved: Reserved,
-        };
+        let entry = |item: &&[u8]| ChunkEntry::new(ItemKind::Chunk, chunk_id(item), 0, item.len());
         let entries: Vec<_> = items.iter().map(entry).collect();
-        let payload = items.concat();
-        let mut bytes = vec![0; head_len(items.len() as u16)];
-        let len = payload.len() as u32;
-        encode_head(Codec::Store, &entries, len, crc32c(&payload), &mut bytes);
-        bytes.extend(payload);
+        let bytes = frame::encode(Codec::Store, &entries, &items.concat());
         let frame_len = bytes.len() as u32;
         let place = Place { frame: LogOffset(64), frame_len, slot: 0, kind: ItemKind::Chunk as u8 };
         (MemoryDevice::from_bytes(&[&[0; 64][..], &bytes].concat()), place)

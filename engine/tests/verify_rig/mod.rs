@@ -11,12 +11,11 @@ use voltar_engine::codec::{Encoder, Level};
 use voltar_engine::device::Device;
 use voltar_engine::device::memory::MemoryDevice;
 use voltar_engine::options::{Context, IoEngine};
-use voltar_format::checksum::{chunk_id, crc32c};
-use voltar_format::frame::{ChunkEntry, Codec, ItemKind, encode_head, head_len, node_index};
+use voltar_format::checksum::chunk_id;
+use voltar_format::frame::{ChunkEntry, Codec, ItemKind, head_of, node_index};
 use voltar_format::manifest::{Attached, Manifest, Volume};
 use voltar_format::map::{BuiltNode, Entry, MapBuilder, Shape};
 use voltar_format::units::ChunkIndex;
-use voltar_format::wire::Reserved;
 use voltar_format::{Id, SnapshotId};
 
 /// An archive in memory and how to add to it.
@@ -165,8 +164,7 @@ impl Writer {
         if known || !self.fresh.claim(&id) {
             return id;
         }
-        let raw_len = bytes.len() as u32;
-        let entry = ChunkEntry { id, index, raw_len, volume, kind: kind as u8, reserved: Reserved };
+        let entry = ChunkEntry { volume, ..ChunkEntry::new(kind, id, index, bytes.len()) };
         let held: usize = self.items.iter().map(|(_, bytes)| bytes.len()).sum();
         if held + bytes.len() > 64 << 10 {
             self.flush_frame();
@@ -194,8 +192,7 @@ impl Writer {
             Some(len) => (Codec::Zstd, &out[..len]),
             None => (Codec::Store, &raw[..]),
         };
-        let mut head = vec![0; head_len(entries.len() as u16)];
-        encode_head(codec, &entries, payload.len() as u32, crc32c(payload), &mut head);
+        let head = head_of(codec, &entries, payload);
         self.session.append_frame(&head, payload).unwrap();
     }
 }

@@ -14,7 +14,7 @@ use voltar_format::header::Header;
 use voltar_format::index::{BuiltRun, IndexEntry, RunHead, buckets_for, build_run, foot_block};
 use voltar_format::manifest::{Attached, Manifest, Note, NoteVolume, Volume};
 use voltar_format::map::{Entry, MapBuilder, Shape};
-use voltar_format::record::{FLAG_SECOND_COPY, RECORD_MAGIC, RecordHead, RecordKind};
+use voltar_format::record::{FLAG_SECOND_COPY, RecordHead, RecordKind};
 use voltar_format::segment::{FrameEntry, TableHead};
 use voltar_format::wire::Reserved;
 use voltar_format::{ArchiveId, Id, LogOffset, SessionId, SnapshotId};
@@ -223,20 +223,9 @@ impl<'s> Forge<'s> {
 
     fn record_head(&mut self, kind: RecordKind, change: impl FnOnce(&mut RecordHead)) -> Vec<u8> {
         let mut head = RecordHead {
-            magic: RECORD_MAGIC,
-            kind: kind as u8,
-            flags: 0,
-            reserved_a: Reserved,
-            archive_id: ARCHIVE,
-            offset: LogOffset(self.at()),
-            sequence: self.sequence,
-            session: SESSION,
             last_commit: LogOffset(self.last_commit.as_ref().map_or(0, |last| last.offset)),
             previous: LogOffset(self.previous_record),
-            body_len: 0,
-            body_crc: 0,
-            reserved_b: Reserved,
-            crc: 0,
+            ..RecordHead::new(kind, ARCHIVE, SESSION, LogOffset(self.at()), self.sequence)
         };
         change(&mut head);
         let mut bytes = self.spoiled(Spot::RecordHead(kind), head.encode()[..124].to_vec());
@@ -423,15 +412,7 @@ impl<'s> Forge<'s> {
         self.bytes.extend_from_slice(&padding);
         self.footer(RecordKind::Index, footer, |_| {});
         self.record_done(start, built.body_hash);
-        self.runs.push(RunEntry {
-            offset: LogOffset(start),
-            len: self.at() - start,
-            entry_count: built.entry_count,
-            buckets: built.buckets,
-            page_count: built.page_count,
-            reserved: Reserved,
-            body_hash: built.body_hash,
-        });
+        self.runs.push(built.entry(LogOffset(start)));
     }
 
     /// A record of an unknown kind that readers pass over.
@@ -611,14 +592,8 @@ impl<'s> Forge<'s> {
 }
 
 fn entry_of(item: &Item) -> ChunkEntry {
-    ChunkEntry {
-        id: item.id,
-        index: item.index,
-        raw_len: item.bytes.len() as u32,
-        volume: item.volume,
-        kind: item.kind as u8,
-        reserved: Reserved,
-    }
+    let entry = ChunkEntry::new(item.kind, item.id, item.index, item.bytes.len());
+    ChunkEntry { volume: item.volume, ..entry }
 }
 
 /// One zstd frame with its content size.

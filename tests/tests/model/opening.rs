@@ -9,8 +9,7 @@ use voltar_engine::error::ErrorKind;
 use voltar_engine::options::Selector;
 use voltar_engine::report::BackupReport;
 use voltar_format::limits::COMMIT_LEN_MAX;
-use voltar_format::record::{RECORD_MAGIC, RecordHead, RecordKind};
-use voltar_format::wire::Reserved;
+use voltar_format::record::{RecordHead, RecordKind};
 use voltar_format::{LogOffset, SessionId};
 
 use crate::forge::{ARCHIVE, Disk, Forge, Spot};
@@ -86,22 +85,8 @@ fn with_heads(count: u64, change: impl Fn(&mut RecordHead)) -> Vec<u8> {
     let mut bytes = forge.bytes;
     for _ in 0..count {
         let offset = LogOffset(bytes.len() as u64);
-        let mut head = RecordHead {
-            magic: RECORD_MAGIC,
-            kind: RecordKind::Data as u8,
-            flags: 0,
-            reserved_a: Reserved,
-            archive_id: ARCHIVE,
-            offset,
-            sequence: 9,
-            session: SessionId([1; 16]),
-            last_commit: LogOffset(0),
-            previous: LogOffset(0),
-            body_len: 0,
-            body_crc: 0,
-            reserved_b: Reserved,
-            crc: 0,
-        };
+        let session = SessionId([1; 16]);
+        let mut head = RecordHead::new(RecordKind::Data, ARCHIVE, session, offset, 9);
         change(&mut head);
         bytes.extend_from_slice(&head.seal());
         bytes.resize((offset.0 + BLOCK) as usize, 0);

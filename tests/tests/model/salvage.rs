@@ -20,12 +20,11 @@ use voltar_engine::options::{BackupRequest, Compression, IoEngine, OnReadError};
 use voltar_engine::report::{SalvageReport, SalvagedSnapshot};
 use voltar_engine::salvage;
 use voltar_format::checksum::{crc32c, node_id};
-use voltar_format::frame::{ChunkEntry, Codec, ItemKind, encode_head, head_len, node_index};
+use voltar_format::frame::{ChunkEntry, ItemKind, node_index};
 use voltar_format::manifest::{Manifest, Volume};
 use voltar_format::map::{Entry, Node, Shape};
 use voltar_format::record::RecordKind;
 use voltar_format::segment::Table;
-use voltar_format::wire::Reserved;
 use voltar_format::{Id, LogOffset};
 
 use super::rig::{
@@ -454,7 +453,7 @@ fn a_map_that_repeats_what_is_lost_comes_to_an_end() {
             let node = Node { level, entries: vec![Entry::Data(id); 256] };
             let bytes = node.encode();
             id = node_id(&bytes);
-            append_node(&mut session, id, level, &bytes);
+            session.append_item(id, &bytes, ItemKind::Node, 0, node_index(level, 0)).unwrap();
         }
         let volume = Volume {
             name: "disk".into(),
@@ -481,18 +480,4 @@ fn a_map_that_repeats_what_is_lost_comes_to_an_end() {
         let case = Case { bytes: home.bytes(), disks: Vec::new(), times: Vec::new() };
         assert_eq!(missing(&case.salvaged().0), [1 << 60]);
     });
-}
-
-fn append_node(session: &mut Session, id: Id, level: u8, bytes: &[u8]) {
-    let entry = ChunkEntry {
-        id,
-        index: node_index(level, 0),
-        raw_len: bytes.len() as u32,
-        volume: 0,
-        kind: ItemKind::Node as u8,
-        reserved: Reserved,
-    };
-    let mut head = vec![0; head_len(1)];
-    encode_head(Codec::Store, &[entry], bytes.len() as u32, crc32c(bytes), &mut head);
-    session.append_frame(&head, bytes).unwrap();
 }
