@@ -79,7 +79,7 @@ pub fn list_archive(archive: &Archive, context: &Context) -> Result<ListReport> 
         failure => Ok(ListReport {
             archive: archive.label().to_owned(),
             snapshots,
-            complete: failure.is_none() && losses.lost_commits.is_empty(),
+            complete: failure.is_none() && losses.is_empty(),
             losses,
         }),
     }
@@ -251,9 +251,11 @@ pub fn log_archive(archive: &Archive, context: &Context) -> Result<InspectReport
     }
     let end = archive.end().0;
     let uncommitted_bytes = file_len.saturating_sub(end);
+    let lost = archive.lost_commit();
     if uncommitted_bytes > 0 {
-        records.push(tail_record(end, uncommitted_bytes));
+        records.push(tail_record(end, uncommitted_bytes, lost.is_some()));
     }
+    records.extend(lost.map(|(at, error)| lost_record(at, &error)));
     let header = archive.header.as_ref().ok();
     let features = header.map(|header| feature_names(header.incompatible, header.compatible));
     Ok(InspectReport {
@@ -291,10 +293,21 @@ fn header_record(archive: &Archive) -> InspectRecord {
     }
 }
 
-fn tail_record(end: u64, length: u64) -> InspectRecord {
-    let note = "left by an unfinished backup, part of no snapshot; the next backup takes over \
-                what is sealed and writes over the rest";
+fn tail_record(end: u64, length: u64, is_behind_loss: bool) -> InspectRecord {
+    let note = match is_behind_loss {
+        false => {
+            "left by an unfinished backup, part of no snapshot; the next backup takes over what \
+             is sealed and writes over the rest"
+        }
+        true => "behind the last commit that can be read; no backup writes here",
+    };
     InspectRecord { note: note.to_owned(), ..record("tail", end, length) }
+}
+
+/// The commit in the tail that was lost, or that may have been.
+fn lost_record(at: LogOffset, error: &FormatError) -> InspectRecord {
+    let error = Some(error.to_string());
+    InspectRecord { error, ..record("commit", at.0, BLOCK_LEN as u64) }
 }
 
 fn span_record(archive: &Archive, span: &Span) -> InspectRecord {

@@ -152,6 +152,15 @@ pub struct Losses {
     pub lost_commits: Vec<LostCommits>,
     /// Ids of snapshots that are gone, as far as others name them as parents.
     pub lost_snapshots: Vec<String>,
+    /// A place behind the last commit that cannot be read: it may hide a later one.
+    pub unread: Option<ByteRange>,
+}
+
+impl Losses {
+    /// Whether no commit is lost, as far as can be told.
+    pub fn is_empty(&self) -> bool {
+        self.lost_commits.is_empty() && self.unread.is_none()
+    }
 }
 
 /// Commits lost in one place, all of their copies.

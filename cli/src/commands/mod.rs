@@ -82,7 +82,8 @@ fn looking_at(archive: &Path) -> Scene {
 fn lost(losses: &Losses, archive: &str) -> Option<(String, String)> {
     let commits: u64 = losses.lost_commits.iter().map(|lost| lost.commits.unwrap_or(1)).sum();
     let meaning = match commits {
-        0 => return None,
+        0 if losses.unread.is_none() => return None,
+        0 => "newer snapshots may be hidden in what cannot be read".to_string(),
         1 => "a commit is lost, and with it the snapshot that it made".to_string(),
         _ => format!("{commits} commits are lost, and with them the snapshots that they made"),
     };

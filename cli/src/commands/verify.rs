@@ -82,7 +82,7 @@ fn costs_data(report: &VerifyReport) -> bool {
 fn cost(report: &VerifyReport) -> String {
     let affected: Vec<_> = report.damaged.iter().flat_map(|damage| &damage.affects).collect();
     if affected.is_empty() {
-        return match report.losses.lost_commits.is_empty() {
+        return match report.losses.is_empty() {
             true => "no volume of a snapshot is known to lose bytes by it".to_string(),
             false => "no volume of another snapshot is known to lose bytes".to_string(),
         };
@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn a_lost_commit_is_not_harmless() {
         let gap = LostCommits { offset: 0, length: 1, commits: Some(2), after: None, before: None };
-        let losses = Losses { lost_commits: vec![gap], lost_snapshots: Vec::new() };
+        let losses = Losses { lost_commits: vec![gap], ..Losses::default() };
         let error = damaged(&VerifyReport { losses, ..report(Vec::new()) }).unwrap();
         assert_eq!(
             error.meaning.as_deref().unwrap(),

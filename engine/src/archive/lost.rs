@@ -12,7 +12,7 @@ use voltar_format::limits::BLOCK_LEN;
 use super::chain::{Link, links};
 use super::open::Archive;
 use crate::error::Result;
-use crate::report::{Losses, LostCommits};
+use crate::report::{ByteRange, Losses, LostCommits};
 
 /// The commits of `archive` that are lost, and what the others say of them.
 ///
@@ -32,7 +32,8 @@ pub fn losses_among(archive: &Archive, links: &[Link]) -> Losses {
         // Of the newest one it is known where it began; how many followed it, nobody says.
         search.open_gap(at.0, BLOCK_LEN as u64);
     }
-    search.finish()
+    let unread = archive.unread.map(|at| ByteRange { offset: at.0, length: BLOCK_LEN as u64 });
+    Losses { unread, ..search.finish() }
 }
 
 /// Goes through the commits, oldest first.

@@ -58,31 +58,40 @@ impl Archive {
     /// # Errors
     /// `NotFound`, or `Ambiguous` for an id prefix that fits several.
     pub fn select(&self, selector: &Selector) -> Result<Snapshot> {
-        let found = match selector {
-            Selector::Latest(back) => self.counted_back(*back)?,
-            Selector::TimeRange(range) => {
-                self.find(|snapshot| range.contains(&snapshot.manifest.time_ns))?
-            }
-            Selector::IdPrefix(prefix) => self.find_by_id(prefix)?,
-        };
-        found.ok_or_else(|| self.no_such_snapshot(selector))
+        match selector {
+            Selector::Latest(back) => self.counted_back(*back),
+            Selector::TimeRange(range) => self
+                .find(|snapshot| range.contains(&snapshot.manifest.time_ns))?
+                .ok_or_else(|| self.no_such_snapshot("no snapshot was made at that time")),
+            Selector::IdPrefix(prefix) => self.find_by_id(prefix)?.ok_or_else(|| {
+                self.no_such_snapshot(format!("no snapshot has an id that starts with {prefix}"))
+            }),
+        }
     }
 
-    /// The snapshot so many before the newest. A commit that is lost cannot be counted past: nobody
-    /// knows which snapshot would be meant.
-    fn counted_back(&self, back: u64) -> Result<Option<Snapshot>> {
-        if let (Some(_), Some((_, lost))) = (self.lost, self.lost_commit()) {
-            return Err(format_error(self.label(), lost).hint(
-                "the newest snapshot is lost; `voltar list` shows the others: name one by its id",
-            ));
+    /// The snapshot so many before the newest. A commit that is lost, or may be, cannot be counted
+    /// past: nobody knows which snapshot would be meant.
+    fn counted_back(&self, back: u64) -> Result<Snapshot> {
+        if let Some((_, error)) = self.lost_commit() {
+            let newest = match self.lost {
+                Some(_) => "the newest snapshot is lost",
+                None => "a newer snapshot may be hidden there",
+            };
+            return Err(format_error(self.label(), error)
+                .hint(format!("{newest}; `voltar list` shows the others: name one by its id")));
         }
-        for (number, snapshot) in (0..).zip(self.snapshots()) {
+        let mut passed = 0;
+        for snapshot in self.snapshots() {
             let snapshot = snapshot?;
-            if number == back {
-                return Ok(Some(snapshot));
+            if passed == back {
+                return Ok(snapshot);
             }
+            passed += 1;
         }
-        Ok(None)
+        Err(self.no_such_snapshot(match passed {
+            0 => "the archive holds no snapshot".to_owned(),
+            passed => format!("the archive holds no more than {}", count(passed, "snapshot")),
+        }))
     }
 
     /// The newest snapshot that fits. What lies behind a damaged commit is found, too.
@@ -148,17 +157,7 @@ impl Archive {
         }
     }
 
-    fn no_such_snapshot(&self, selector: &Selector) -> Error {
-        let message = match selector {
-            Selector::Latest(0) => "the archive holds no snapshot".to_owned(),
-            Selector::Latest(back) => {
-                format!("the archive holds no more than {}", count(*back, "snapshot"))
-            }
-            Selector::IdPrefix(prefix) => {
-                format!("no snapshot has an id that starts with {prefix}")
-            }
-            Selector::TimeRange(_) => "no snapshot was made at that time".to_owned(),
-        };
+    fn no_such_snapshot(&self, message: impl Into<String>) -> Error {
         Error::new(ErrorKind::NotFound, message)
             .on(self.label())
             .hint("`voltar list` shows what it holds")

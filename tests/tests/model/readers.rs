@@ -99,6 +99,7 @@ impl Reader {
         let damaged = |record: &Value| !record["error"].is_null();
         let complains = hearing.0.load(Ordering::Relaxed) > 0
             || report["ok"] == false
+            || report["complete"] == false
             || report["records"].as_array().is_some_and(|records| records.iter().any(damaged));
         Ok(Answer { report, complains })
     }
@@ -151,6 +152,28 @@ fn every_read_of_every_reader_fails_once() {
         // Commits are written twice: nothing that happens once costs what is in them alone.
         let is_in_commits = matches!(reader, Reader::List | Reader::Show);
         assert_eq!(failed + told == 0, is_in_commits, "{reader:?}");
+    }
+}
+
+#[test]
+fn an_older_snapshot_is_never_taken_for_the_newest() {
+    let home = blank();
+    back_up(&home, &[disk(&noise(1, 60_013))]).unwrap();
+    back_up(&home, &[disk(&noise(2, 60_013))]).unwrap();
+    let newest = open(&home).unwrap().last.unwrap();
+    for (behind, name) in [(Vec::new(), "at the end"), (vec![7; 12_288], "before a torn tail")] {
+        let home = home.deep_clone();
+        let end = newest.end().0;
+        home.write_at(&behind, end).unwrap();
+        let fault = Fault::BadRange { range: newest.offset.0..end, errno: Errno::EIO as i32 };
+        let plan = FaultPlan { faults: vec![fault], ..FaultPlan::default() };
+        for reader in READERS {
+            let what = format!("{reader:?}, {name}");
+            match reader.run(&HostileDevice::new(home.deep_clone(), plan.clone())) {
+                Ok(answer) => assert!(answer.complains, "{what}: {answer:?}"),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Damaged, "{what}: {error:?}"),
+            }
+        }
     }
 }
 

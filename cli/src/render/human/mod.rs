@@ -81,7 +81,11 @@ fn losses(losses: &Losses, view: &View) -> String {
     let commits = losses.lost_commits.iter().map(|lost| lost_commits(lost, view));
     let snapshots = losses.lost_snapshots.iter();
     let snapshots = snapshots.map(|id| format!("lost snapshot {}\n", view.id(id)));
-    commits.chain(snapshots).collect()
+    let unread = losses.unread.as_ref().map(|unread| {
+        let range = text::range(unread.offset, unread.length);
+        format!("unreadable at {range}, behind the last commit: later ones may be hidden there\n")
+    });
+    commits.chain(snapshots).chain(unread).collect()
 }
 
 fn lost_commits(lost: &LostCommits, view: &View) -> String {
@@ -121,12 +125,18 @@ mod tests {
             after: Some(ID.into()),
             before: None,
         };
-        let lost = Losses { lost_commits: vec![middle, newest], lost_snapshots: vec![ID.into()] };
+        let lost = Losses {
+            lost_commits: vec![middle, newest],
+            lost_snapshots: vec![ID.into()],
+            unread: Some(ByteRange { offset: 0xc000, length: 0x1000 }),
+        };
         assert_eq!(
             losses(&lost, &view()),
             "1 commit lost at 0x1000..0x3000 (8 KiB), before snapshot 0123456789ab\n\
              the newest commit lost at 0x9000..0xa000 (4 KiB), after snapshot 0123456789ab\n\
-             lost snapshot 0123456789ab\n"
+             lost snapshot 0123456789ab\n\
+             unreadable at 0xc000..0xd000 (4 KiB), behind the last commit: later ones may be hidden \
+             there\n"
         );
     }
 }
