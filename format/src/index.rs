@@ -90,6 +90,20 @@ on_disk! {
 }
 
 impl IndexEntry {
+    /// Whether the frame ends before the run at `run`, which speaks of it.
+    ///
+    /// # Errors
+    /// F-068.
+    pub fn check_before(&self, run: LogOffset) -> Result<()> {
+        match self.frame.checked_add(self.frame_len.into()).is_some_and(|end| end <= run) {
+            true => Ok(()),
+            false => {
+                let problem = format!("the frame of {} does not lie before the run", self.id);
+                Err(FormatError::new(Structure::Index, "F-068", problem))
+            }
+        }
+    }
+
     fn is_sane(&self) -> bool {
         let shortest = head_len(1).saturating_add(1) as u32;
         let first = BLOCK_LEN.saturating_add(RecordHead::LEN) as u64;

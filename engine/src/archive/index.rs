@@ -146,7 +146,10 @@ impl Index {
             let number = page_of_slot(slot);
             let found = self.page(run, number, &mut bytes)?.find(id);
             match found.map_err(|error| self.error(run, number, error))? {
-                Found::Here(entry) => return self.before_run(run, number, entry).map(Some),
+                Found::Here(entry) => {
+                    let checked = entry.check_before(run.offset).map(|()| Some(entry));
+                    return checked.map_err(|error| self.error(run, number, error));
+                }
                 Found::Absent => return Ok(None),
                 Found::Next => slot += 1,
             }
@@ -169,19 +172,6 @@ impl Index {
             self.examine(run);
         }
         page
-    }
-
-    /// A run is written behind the frames that it speaks of.
-    fn before_run(&self, run: &RunEntry, number: u64, entry: IndexEntry) -> Result<IndexEntry> {
-        let end = entry.frame.checked_add(entry.frame_len.into());
-        match end.is_some_and(|end| end <= run.offset) {
-            true => Ok(entry),
-            false => {
-                let problem = format!("the frame of {} does not lie before the run", entry.id);
-                let error = FormatError::new(Structure::Index, "F-068", problem);
-                Err(self.error(run, number, error))
-            }
-        }
     }
 
     fn error(&self, run: &RunEntry, number: u64, error: FormatError) -> Error {

@@ -405,10 +405,7 @@ impl RunCheck {
         let entries = self.order.page(slot_of_page(number), &page)?;
         self.entry_count += entries.len() as u64;
         for entry in &entries {
-            if entry.frame >= self.start {
-                let problem = "an entry speaks of a frame behind its run";
-                return Err(FormatError::new(Structure::Index, "F-066", problem));
-            }
+            entry.check_before(self.start)?;
             self.filters.check(&entry.id, self.buckets)?;
         }
         Ok(())
