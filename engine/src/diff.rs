@@ -17,12 +17,16 @@ use crate::observe::Phase;
 use crate::options::{Context, Selector};
 use crate::report::{DiffExtent, DiffReport, VolumeDiff, VolumeSummary};
 
+/// Extents that all volumes of a report have at most: 128 MiB of them. Of small chunks written at
+/// random, a TiB or so.
+const EXTENTS_MAX: usize = 4 << 20;
+
 /// What differs between two snapshots, in the volumes that both hold and in which there are; or in
 /// the named volume alone.
 ///
 /// # Errors
 /// `NotFound` for a snapshot, or for a named volume that one of them lacks; `InvalidRequest` if a
-/// volume's chunk lengths differ; `Damaged`.
+/// volume's chunk lengths differ, or if there are more than 2^22 extents; `Damaged`.
 pub fn run(
     archive: &Path,
     old: &Selector,
@@ -54,9 +58,14 @@ pub fn diff_archive(
     };
     context.observer.phase(Phase::Walk, Some(pairs.iter().map(|(_, new)| new.size).sum()));
     let mut store = newest_store(archive)?;
-    let volumes =
-        pairs.into_iter().map(|(old, new)| compare(archive, &mut store, old, new, context));
-    Ok(DiffReport { volumes: volumes.collect::<Result<_>>()?, only_old, only_new })
+    let mut volumes = Vec::with_capacity(pairs.len());
+    let mut room = EXTENTS_MAX;
+    for (old, new) in pairs {
+        let volume = compare(archive, &mut store, old, new, room, context)?;
+        room -= volume.extents.len();
+        volumes.push(volume);
+    }
+    Ok(DiffReport { volumes, only_old, only_new })
 }
 
 fn named<'s>(archive: &Archive, snapshot: &'s Snapshot, name: &str) -> Result<&'s Volume> {
@@ -86,6 +95,7 @@ fn compare(
     store: &mut Store,
     old: &Volume,
     new: &Volume,
+    room: usize,
     context: &Context,
 ) -> Result<VolumeDiff> {
     if old.chunk_size != new.chunk_size {
@@ -110,8 +120,10 @@ fn compare(
         let end = extent.offset + extent.length;
         context.observer.advance(end - position);
         position = end;
-        push(&mut extents, extent);
-        Ok(())
+        match push(&mut extents, extent, room) {
+            true => Ok(()),
+            false => Err(too_many(archive, new)),
+        }
     })?;
     context.observer.advance(shape.size() - position);
     Ok(VolumeDiff {
@@ -136,13 +148,47 @@ fn extent(shape: &Shape, run: &Run) -> DiffExtent {
     DiffExtent { offset, length: end.saturating_sub(offset), kind }
 }
 
-/// Adds an extent behind all others, as part of the last one where they touch.
-fn push(extents: &mut Vec<DiffExtent>, extent: DiffExtent) {
+fn too_many(archive: &Archive, volume: &Volume) -> Error {
+    let name = &volume.name;
+    let message = format!("volume {name:?} differs in more extents than can be listed");
+    Error::new(ErrorKind::InvalidRequest, message)
+        .on(archive.label())
+        .meaning(format!("no more than {EXTENTS_MAX} are"))
+        .hint("name one volume with `--volume`, or snapshots that are closer to one another")
+}
+
+/// Adds an extent behind all others, as part of the last one where they touch; `false` if there is
+/// no room.
+fn push(extents: &mut Vec<DiffExtent>, extent: DiffExtent, room: usize) -> bool {
+    let is_full = extents.len() >= room;
     match extents.last_mut() {
         Some(last) if last.kind == extent.kind && last.offset + last.length == extent.offset => {
             last.length += extent.length;
         }
         _ if extent.length == 0 => {}
+        _ if is_full => return false,
         _ => extents.push(extent),
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extents_that_touch_merge_and_the_others_are_bounded() {
+        let chunk = |number: u64| DiffExtent { offset: number * 4096, length: 4096, kind: "data" };
+        let mut extents = Vec::new();
+        for number in [0, 1, 3, 5, 6] {
+            assert!(push(&mut extents, chunk(number), 3));
+        }
+        let zero = DiffExtent { kind: "zero", ..chunk(7) };
+        assert!(!push(&mut extents, zero, 3));
+        assert!(push(&mut extents, DiffExtent { length: 0, ..zero }, 3));
+        assert!(push(&mut extents, chunk(7), 3));
+        let places: Vec<_> =
+            extents.iter().map(|it| (it.offset / 4096, it.length / 4096)).collect();
+        assert_eq!(places, [(0, 2), (3, 1), (5, 3)]);
     }
 }
