@@ -5,8 +5,8 @@
 #   tests/mutants.sh NAME...     these only
 #
 # A patch says what it breaks (`What:`) and which tests must notice (`Tests:`, arguments of cargo test). It
-# is an error if a patch no longer applies, if what it makes does not build, or if no test fails. Works on
-# a copy; the tree is not touched.
+# is an error if a patch no longer applies, if what it makes does not build, or if no test fails; and if one
+# of these tests fails without any patch. Works on a copy; the tree is not touched.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -39,6 +39,19 @@ noticed() {
     sed -n 's/^test \(.*\) \.\.\. FAILED$/`\1`/p' "$log" | sort -u | head -n 3 | paste -sd ' '
 }
 
+# unbroken: runs all tests that mutants name; a test that fails anyway would notice everything.
+unbroken() {
+    local name log=$scratch/log line tests
+    for name in "${wanted[@]}"; do said "$name" Tests; done | sort -u >"$scratch/tests"
+    while read -r line; do
+        read -ra tests <<<"$line"
+        cargo test --no-fail-fast "${tests[@]}" >"$log" 2>&1 </dev/null && continue
+        cat "$log" >&2
+        echo "mutants: these tests fail without any mutant: $line" >&2
+        return 1
+    done <"$scratch/tests"
+}
+
 survived=0
 # try NAME: one row of the table.
 try() {
@@ -52,6 +65,7 @@ try() {
     printf '| %s | %s | %s |\n' "$1" "$(said "$1" What)" "${by:-**nobody**}"
 }
 
+unbroken
 echo '| mutant | what is broken | noticed by |'
 echo '|---|---|---|'
 for name in "${wanted[@]}"; do try "$name"; done
