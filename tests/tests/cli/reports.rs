@@ -223,12 +223,13 @@ fn nothing_is_discarded_for_an_archive_whose_maps_are_lost() {
 
 #[test]
 fn without_a_place_for_notes_a_restore_goes_on_and_says_so() {
+    let test = "without_a_place_for_notes_a_restore_goes_on_and_says_so";
     let scratch = Scratch::new();
     scratch.write("disk", &disk(1, 300_000));
     voltar(&scratch, "backup disk a.voltar").ok();
     let nobody = homeless(&scratch);
     let Some(nobody) = nobody else {
-        return skip("without_a_place_for_notes...", "no `setpriv`, and root always has a place");
+        return skip(test, "no `setpriv`, and root always has a place");
     };
     let ran = nobody.args(words("restore a.voltar out --json")).ok();
     assert!(ran.stderr.contains("started again with --overwrite"), "{}", ran.stderr);
