@@ -1,11 +1,10 @@
-//! File systems that are full, over quota or turn read-only, and devices that fail, under real
+//! File systems that are full or turn read-only, and devices that fail, under real
 //! runs. Needs root.
 
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, PermissionsExt, chown};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use nix::sys::quota::{Dqblk, QuotaType, QuotaValidFlags, quotactl_set};
 use serde_json::Value;
 use voltar_tests::command::words;
 use voltar_tests::device::system;
@@ -13,8 +12,6 @@ use voltar_tests::sectors::{compare, stamped};
 use voltar_tests::{Loop, Mount, Ran, Running, Scratch, Voltar, is_root, skip};
 
 const MIB: usize = 1 << 20;
-/// The user and group `nobody`.
-const NOBODY: u32 = 65534;
 
 fn voltar(scratch: &Scratch, line: &str) -> Voltar {
     Voltar::new(scratch).args(words(line))
@@ -123,48 +120,6 @@ fn an_archive_on_a_full_ext4_goes_on_when_there_is_room() {
     assert!(number(&made, "resumed_bytes") >= 30 * MIB, "{made}");
     voltar(&scratch, "verify home/a.voltar").ok();
     assert_restores(&scratch, "home/a.voltar", &new, 0);
-}
-
-#[test]
-fn an_archive_over_quota_goes_on_when_there_is_more() {
-    let test = "an_archive_over_quota_goes_on_when_there_is_more";
-    let scratch = Scratch::new();
-    let home = || Ext4::new(&scratch, "home", 160 * MIB, "-O quota", "usrquota");
-    let Some(home) = or_skip(test, home) else { return };
-    let Some(()) = or_skip(test, || grant(&home, 50 * MIB)) else { return };
-    // Root has no quota, so this is somebody else's backup.
-    let everybody = fs::Permissions::from_mode(0o777);
-    fs::set_permissions(scratch.dir(), everybody.clone()).unwrap();
-    chown(home.mount.path(), Some(NOBODY), Some(NOBODY)).unwrap();
-    let copy = scratch.path("voltar");
-    fs::copy(voltar_tests::program(), &copy).unwrap();
-    fs::set_permissions(&copy, everybody).unwrap();
-    let as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "./voltar"];
-    let backup = || {
-        let line = "backup disk home/a.voltar --json";
-        Voltar::instead(&scratch, &as_nobody).args(words(line)).run()
-    };
-    let old = stamped(1, 0, 1, 2 * MIB);
-    scratch.write("disk", &old);
-    backup().expect(0);
-    let new = stamped(1, 0, 2, 80 * MIB);
-    scratch.write("disk", &new);
-    assert_not_committed(backup(), "no-space");
-    assert_holds(&scratch, "home/a.voltar", &old);
-    grant(&home, 140 * MIB).unwrap();
-    let made = backup().expect(0).json();
-    assert!(number(&made, "resumed_bytes") >= 30 * MIB, "{made}");
-    voltar(&scratch, "verify home/a.voltar").ok();
-    assert_restores(&scratch, "home/a.voltar", &new, 0);
-}
-
-/// Lets `nobody` have so many bytes of it.
-fn grant(home: &Ext4, bytes: usize) -> Result<(), String> {
-    let mut quota = Dqblk::default();
-    quota.set_blocks_hard_limit((bytes / 1024) as u64);
-    let limits = QuotaValidFlags::QIF_BLIMITS;
-    quotactl_set(QuotaType::USRQUOTA, home.device.path(), NOBODY as i32, &quota, limits)
-        .map_err(|error| format!("quotactl: {error}"))
 }
 
 #[test]
