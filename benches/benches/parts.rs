@@ -11,6 +11,7 @@ use voltar_engine::codec::{Encoder, Level};
 use voltar_engine::device::Device;
 use voltar_engine::device::memory::MemoryDevice;
 use voltar_format::checksum::{chunk_id, crc32c};
+use voltar_format::commit::RunEntry;
 use voltar_format::index::{IndexEntry, build_run};
 use voltar_format::map::{Entry, MapBuilder, Node, Shape};
 use voltar_format::walk::{Cursor, NodeSource};
@@ -79,7 +80,7 @@ fn index(entries: u64) -> (Index, Vec<Id>) {
     let (pages, built) = build_run(&all);
     let home = MemoryDevice::new(0).growing();
     home.write_at(&pages, 8192).expect("memory");
-    let run = built.entry(LogOffset(4096));
+    let run = RunEntry::new(LogOffset(4096), &built);
     let home: Arc<dyn Home> = Arc::new(home);
     (Index::new(home, vec![run]), all.iter().map(|entry| entry.id).collect())
 }

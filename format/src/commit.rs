@@ -3,6 +3,7 @@
 use crate::checksum::{commit_hash, crc32c, snapshot_id};
 use crate::error::{FormatError, Result, Structure};
 use crate::features::check_incompatible;
+use crate::index::BuiltRun;
 use crate::limits::{BLOCK_LEN, COMMIT_LEN_MAX, MANIFEST_LEN_MAX, RUNS_MAX};
 use crate::record::{FLAG_SECOND_COPY, RecordHead, RecordKind};
 use crate::units::{ArchiveId, Id, LogOffset, SessionId, SnapshotId};
@@ -328,6 +329,19 @@ impl CommitHead {
 }
 
 impl RunEntry {
+    /// The entry of a run whose record starts at `offset`.
+    pub fn new(offset: LogOffset, run: &BuiltRun) -> RunEntry {
+        RunEntry {
+            offset,
+            len: run.record_len(),
+            entry_count: run.entry_count,
+            buckets: run.buckets,
+            page_count: run.page_count,
+            reserved: Reserved,
+            body_hash: run.body_hash,
+        }
+    }
+
     fn end(&self) -> Option<LogOffset> {
         self.offset.checked_add(self.len)
     }

@@ -15,7 +15,6 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 
 use crate::checksum::{BodyHasher, crc32c, crc32c_of};
-use crate::commit::RunEntry;
 use crate::error::{FormatError, Result, Structure};
 use crate::frame::{ItemKind, head_len};
 use crate::limits::{
@@ -366,21 +365,8 @@ pub struct BuiltRun {
 }
 
 impl BuiltRun {
-    /// What a commit says of the run, whose record starts at `offset`.
-    pub fn entry(&self, offset: LogOffset) -> RunEntry {
-        RunEntry {
-            offset,
-            len: self.record_len(),
-            entry_count: self.entry_count,
-            buckets: self.buckets,
-            page_count: self.page_count,
-            reserved: Reserved,
-            body_hash: self.body_hash,
-        }
-    }
-
     /// Bytes of the record: the pages, a block before and a block behind.
-    fn record_len(&self) -> u64 {
+    pub fn record_len(&self) -> u64 {
         self.page_count.saturating_add(2).saturating_mul(BLOCK_LEN as u64)
     }
 }

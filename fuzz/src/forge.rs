@@ -162,7 +162,7 @@ impl Forge {
         self.bytes.extend(pages);
         self.bytes.extend(foot_block(ARCHIVE, start, self.sequence, &built));
         self.record_done(start, &built.body_hash);
-        self.runs.push(built.entry(start));
+        self.runs.push(RunEntry::new(start, &built));
     }
 
     /// Appends a commit with this manifest.

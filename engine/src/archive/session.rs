@@ -350,7 +350,7 @@ impl Session {
         let built = builder.finish(&mut append)?;
         self.log.append(&foot_block(self.archive_id, start, self.sequence, &built))?;
         self.record_done(start, &built.body_hash);
-        Ok(built.entry(start))
+        Ok(RunEntry::new(start, &built))
     }
 
     /// Seals what is open, makes everything durable, and makes the snapshot exist.

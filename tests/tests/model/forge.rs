@@ -412,7 +412,7 @@ impl<'s> Forge<'s> {
         self.bytes.extend_from_slice(&padding);
         self.footer(RecordKind::Index, footer, |_| {});
         self.record_done(start, built.body_hash);
-        self.runs.push(built.entry(LogOffset(start)));
+        self.runs.push(RunEntry::new(LogOffset(start), &built));
     }
 
     /// A record of an unknown kind that readers pass over.
