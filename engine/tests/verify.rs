@@ -3,6 +3,7 @@
 
 mod verify_rig;
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use verify_rig::{Shelf, pattern};
@@ -13,10 +14,12 @@ use voltar_engine::diff::diff_archive;
 use voltar_engine::error::{ErrorKind, Result};
 use voltar_engine::inspect::{attached_in_archive, list_archive, log_archive, show_archive};
 use voltar_engine::options::{Context, IoEngine, OnDamage, Selector, VerifyRequest};
-use voltar_engine::report::VerifyReport;
+use voltar_engine::report::{Damage, VerifyReport};
 use voltar_engine::restore::job::Job;
 use voltar_engine::restore::volume::{How, Restore};
 use voltar_engine::verify::verify_archive;
+use voltar_format::LogOffset;
+use voltar_format::segment::Footer;
 
 /// Three snapshots: the second changes a chunk and zeroes one, the third grows.
 fn three_snapshots() -> (Shelf, Vec<Vec<u8>>) {
@@ -204,7 +207,7 @@ fn every_bit_of_heads_and_commits_is_found_and_named() {
 }
 
 /// Where the frame with chunk `number` of the disk in the newest snapshot is.
-fn frame_of(archive: &Archive, volume: &[u8], number: usize) -> std::ops::Range<u64> {
+fn frame_of(archive: &Archive, volume: &[u8], number: usize) -> Range<u64> {
     let runs = archive.last.as_ref().unwrap().runs.clone();
     let index = voltar_engine::archive::index::Index::new(archive.home.clone(), runs);
     let end = volume.len().min(number * 4096 + 4096);
@@ -401,4 +404,74 @@ fn a_sample_reads_less() {
     assert!(verify(&shelf.device, &of_one).is_err());
     let wrong = VerifyRequest { sample_percent: Some(101.0), ..request(false) };
     assert!(verify(&shelf.device, &wrong).is_err());
+}
+
+/// Flips a bit at `at`.
+fn flip_at(device: &MemoryDevice, at: u64) {
+    let mut byte = [0];
+    device.read_at(&mut byte, at).unwrap();
+    device.write_at(&[byte[0] ^ 1], at).unwrap();
+}
+
+/// The footer of the record in `range`.
+fn footer_of(device: &MemoryDevice, range: &Range<u64>) -> Footer {
+    let mut block = vec![0; Footer::LEN];
+    device.read_at(&mut block, range.end - Footer::LEN as u64).unwrap();
+    Footer::decode_at(&block, LogOffset(range.end), None).unwrap().0
+}
+
+/// The data segments, in log order.
+fn segments_of(archive: &Archive) -> Vec<Range<u64>> {
+    let log = log_archive(archive, &context()).unwrap();
+    let segments = log.records.iter().filter(|record| record.kind == "data");
+    segments.map(|record| record.offset..record.offset + record.length).collect()
+}
+
+/// What was found: structure, place, and how much it costs.
+fn damages(report: &VerifyReport) -> Vec<(&str, u64, u64)> {
+    let lost = |damage: &Damage| damage.affects.iter().map(|one| one.length).sum();
+    let damaged = report.damaged.iter();
+    damaged.map(|damage| (damage.structure.as_str(), damage.offset, lost(damage))).collect()
+}
+
+/// Damages every table of three snapshots, one segment each: where the tables are.
+fn three_lost_tables() -> (Shelf, Vec<u64>) {
+    let (shelf, _) = three_snapshots();
+    let segments = segments_of(&shelf.archive());
+    let table_of = |segment: &Range<u64>| {
+        segment.start + u64::from(footer_of(&shelf.device, segment).table_offset)
+    };
+    let tables: Vec<u64> = segments.iter().map(table_of).collect();
+    assert_eq!(tables.len(), 3);
+    tables.iter().for_each(|table| flip_at(&shelf.device, table + 100));
+    (shelf, tables)
+}
+
+#[test]
+fn a_damaged_table_in_a_segment_that_was_passed_over_costs_nothing() {
+    let (shelf, tables) = three_lost_tables();
+    let expected: Vec<_> = tables.iter().map(|table| ("table", *table, 0)).collect();
+    let whole = verify(&shelf.device, &request(false)).unwrap();
+    assert_eq!(damages(&whole), expected);
+    let sample = VerifyRequest { sample_percent: Some(1.0), ..request(false) };
+    let sampled = verify(&shelf.device, &sample).unwrap();
+    assert_eq!(sampled.sample.as_ref().unwrap().segments, 1);
+    assert_eq!(damages(&sampled), expected);
+}
+
+#[test]
+fn a_damaged_table_before_the_point_of_resumption_costs_nothing() {
+    let (shelf, tables) = three_lost_tables();
+    let folder = tempfile::tempdir().unwrap();
+    let note = folder.path().join("note");
+    let request = VerifyRequest { resume: Some(note.clone()), ..request(false) };
+    let (archive, cancel) = (shelf.archive(), voltar_engine::cancel::Cancel::new());
+    // Behind the second segment begins.
+    let stops = StopsAt(cancel.clone(), AtomicU64::new(0), tables[1]);
+    let interrupted = Context { cancel, observer: std::sync::Arc::new(stops), ..context() };
+    verify_archive(&archive, &request, &interrupted).unwrap_err();
+    assert!(note.exists());
+    let resumed = verify_archive(&archive, &request, &context()).unwrap();
+    let expected: Vec<_> = tables.iter().map(|table| ("table", *table, 0)).collect();
+    assert_eq!(damages(&resumed), expected);
 }

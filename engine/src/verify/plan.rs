@@ -75,12 +75,12 @@ impl PlannedRun {
     }
 }
 
-/// Where a whole table is; for looking items up later.
+/// Where a table is; for looking items up later.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Spot {
     /// Where the segment starts.
     pub start: u64,
-    /// Where its table starts, from there; 0 if the table is damaged.
+    /// Where its table starts, from there; 0 if the table is known to be damaged.
     pub table_offset: u32,
     /// Bytes of the table.
     pub table_len: u32,

@@ -8,6 +8,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 
+use voltar_format::Id;
 use voltar_format::frame::{ChunkEntry, Frame, FrameHead, ItemKind};
 use voltar_format::limits::FRAME_STORED_LEN_MAX;
 use voltar_format::manifest::{Attached, Volume};
@@ -15,10 +16,10 @@ use voltar_format::map::{Entry, Shape, span_of_entry, span_of_node};
 use voltar_format::segment::{FrameEntry, Table};
 use voltar_format::units::ChunkIndex;
 use voltar_format::walk::NodeSource;
-use voltar_format::{Id, LogOffset};
 
 use super::findings::{Finding, Loss};
 use super::plan::{BLOCK, Spot};
+use super::record::read_table;
 use super::tally::Tally;
 use crate::archive::chain::links;
 use crate::archive::index::{Hint, Index, Place};
@@ -115,9 +116,14 @@ struct Reach<'a, 't> {
     repeats: u64,
 }
 
-/// A table kept, with each frame's first item.
+/// What is kept of a segment: its table, if that is whole.
 struct Held {
     start: u64,
+    table: Option<HeldTable>,
+}
+
+/// A table with each frame's first item.
+struct HeldTable {
     table: Table,
     first: Vec<usize>,
 }
@@ -366,20 +372,31 @@ impl Reach<'_, '_> {
 
     fn entry_in_table(&mut self, spot: Spot, place: &Place) -> Option<ChunkEntry> {
         if !self.tables.iter().any(|held| held.start == spot.start) {
-            let table = read_table(self.archive, spot);
-            if self.tables.len() >= TABLES_MAX {
-                self.tables.pop_front();
-            }
-            self.tables.push_back(Held::new(spot.start, table.unwrap_or_default()));
+            self.hold_table(spot);
         }
         let held = self.tables.iter().find(|held| held.start == spot.start)?;
-        let offset = u32::try_from(place.frame.0.checked_sub(spot.start)?).ok()?;
-        let frames: &[FrameEntry] = &held.table.frames;
-        let at = frames.binary_search_by_key(&offset, |frame| frame.offset).ok()?;
-        let frame = frames.get(at).filter(|frame| frame.stored_len == place.frame_len)?;
-        let slot = usize::from(place.slot);
-        let first = held.first.get(at).filter(|_| slot < usize::from(frame.chunk_count))?;
-        held.table.chunks.get(first + slot).cloned()
+        match &held.table {
+            Some(table) => table.entry_at(spot.start, place),
+            None => entry_in_frame(self.archive, place),
+        }
+    }
+
+    /// Reads a table. Nobody has looked at that of a segment that was passed over: where it is
+    /// damaged, this names it, and the frames have to do.
+    fn hold_table(&mut self, spot: Spot) {
+        let start = spot.start.saturating_add(spot.table_offset.into());
+        let end = start.saturating_add(spot.table_len.into());
+        let table = match read_table(self.archive, start..end, end) {
+            Ok((_, table)) => Some(HeldTable::new(table)),
+            Err(finding) => {
+                self.hit(finding);
+                None
+            }
+        };
+        if self.tables.len() >= TABLES_MAX {
+            self.tables.pop_front();
+        }
+        self.tables.push_back(Held { start: spot.start, table });
     }
 
     /// The number of the damage that `finding` is, known or new.
@@ -439,22 +456,26 @@ pub(crate) fn entry_in_frame(archive: &Archive, place: &Place) -> Option<ChunkEn
     ChunkEntry::decode(entry).ok()
 }
 
-impl Held {
-    fn new(start: u64, table: Table) -> Held {
+impl HeldTable {
+    fn new(table: Table) -> HeldTable {
         let first = table.frames.iter().scan(0, |next, frame| {
             let first = *next;
             *next += usize::from(frame.chunk_count);
             Some(first)
         });
-        Held { start, first: first.collect(), table }
+        HeldTable { first: first.collect(), table }
     }
-}
 
-fn read_table(archive: &Archive, spot: Spot) -> Option<Table> {
-    let at = LogOffset(spot.start.checked_add(spot.table_offset.into())?);
-    at.checked_add(spot.table_len.into()).filter(|end| *end <= archive.end())?;
-    let bytes = read_exact(&*archive.home, at, spot.table_len as usize).ok()?;
-    Table::decode(&bytes).ok()
+    /// What lies at a place in the segment at `start`.
+    fn entry_at(&self, start: u64, place: &Place) -> Option<ChunkEntry> {
+        let offset = u32::try_from(place.frame.0.checked_sub(start)?).ok()?;
+        let frames: &[FrameEntry] = &self.table.frames;
+        let at = frames.binary_search_by_key(&offset, |frame| frame.offset).ok()?;
+        let frame = frames.get(at).filter(|frame| frame.stored_len == place.frame_len)?;
+        let slot = usize::from(place.slot);
+        let first = self.first.get(at).filter(|_| slot < usize::from(frame.chunk_count))?;
+        self.table.chunks.get(first + slot).cloned()
+    }
 }
 
 fn commit_range(snapshot: &Snapshot) -> Range<u64> {

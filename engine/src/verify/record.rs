@@ -123,7 +123,8 @@ impl Record {
         self.head.as_ref().map(|head| check_head_block(&self.first, head)).transpose()
     }
 
-    /// Checks the table of a data segment and has its frames read; says where the table is.
+    /// Checks the table of a data segment and has its frames read; says where the table is. Of a
+    /// segment that is passed over (`checked` is false) the table is not looked at.
     pub(super) fn segment(&self, archive: &Archive, checked: bool, send: Send<'_>) -> Result<Spot> {
         let start = self.range.start;
         let none = Spot { start, table_offset: 0, table_len: 0 };
@@ -131,21 +132,23 @@ impl Record {
             return self.unsealed(archive, checked, send);
         };
         let spot = Spot { start, table_offset: footer.table_offset, table_len: footer.table_len };
-        if !checked {
-            return Ok(spot);
-        }
-        match self.tail(archive, footer) {
-            Ok(table) => {
-                send_frames(Frames::of(start, table), send)?;
-                Ok(spot)
-            }
+        let table = match checked {
+            true => self.tail(archive, footer).map(Some),
+            false => self.table_range(footer).map(|_| None),
+        };
+        match table {
+            Ok(Some(table)) => send_frames(Frames::of(start, table), send)?,
+            Ok(None) => {}
             Err(finding) => {
-                let frames_end = self.frames_end(footer);
                 send(Job::Found(finding))?;
-                salvage(archive, start + RecordHead::LEN as u64..frames_end, send)?;
-                Ok(none)
+                if checked {
+                    let frames = start + RecordHead::LEN as u64..self.frames_end(footer);
+                    salvage(archive, frames, send)?;
+                }
+                return Ok(none);
             }
         }
+        Ok(spot)
     }
 
     /// Where the frames end according to the footer, if that can be.
@@ -163,8 +166,8 @@ impl Record {
         self.tail(archive, footer).ok()
     }
 
-    /// The table of a segment with a whole footer.
-    fn tail(&self, archive: &Archive, footer: &Footer) -> Result<Table, Finding> {
+    /// Where the table of a segment lies according to its footer.
+    fn table_range(&self, footer: &Footer) -> Result<Range<u64>, Finding> {
         let (start, end) = (self.range.start, self.range.end);
         let table_at = start.saturating_add(footer.table_offset.into());
         let within = start + RecordHead::LEN as u64..end - Footer::LEN as u64;
@@ -173,15 +176,16 @@ impl Record {
             let error = misfit(Structure::Footer, "F-033", "its lengths are out of range");
             return Err(Finding::of(&error, end - Footer::LEN as u64..end, Loss::Nothing));
         }
-        let home = &*archive.home;
-        let bytes = read_exact(home, LogOffset(table_at), tail_len as usize)
-            .map_err(|error| Finding::unread("table", table_at..end, &error, Loss::Nothing))?;
-        let table_end = table_at.saturating_add(footer.table_len.into()).min(end);
-        let table = Table::decode(&bytes).map_err(|error| {
-            Finding::of(&error.at(LogOffset(table_at)), table_at..table_end, Loss::Nothing)
-        })?;
+        Ok(table_at..table_at.saturating_add(footer.table_len.into()).min(end))
+    }
+
+    /// The table of a segment with a whole footer.
+    fn tail(&self, archive: &Archive, footer: &Footer) -> Result<Table, Finding> {
+        let range = self.table_range(footer)?;
+        let tail = range.start..self.range.end;
+        let (bytes, table) = read_table(archive, range, tail.end)?;
         check_tail(&bytes, footer, &table)
-            .map_err(|error| Finding::of(&error, table_at..end, Loss::Nothing))?;
+            .map_err(|error| Finding::of(&error, tail, Loss::Nothing))?;
         Ok(table)
     }
 
@@ -200,6 +204,20 @@ impl Record {
         send_frames(Frames::of(start, table), send)?;
         Ok(Spot { start, table_offset: (table_at - start) as u32, table_len: 0 })
     }
+}
+
+/// The table in `range`, and all bytes from its start to `end`.
+pub(super) fn read_table(
+    archive: &Archive,
+    range: Range<u64>,
+    end: u64,
+) -> Result<(Vec<u8>, Table), Finding> {
+    let (start, len) = (LogOffset(range.start), (end - range.start) as usize);
+    let bytes = read_exact(&*archive.home, start, len)
+        .map_err(|error| Finding::unread("table", range.clone(), &error, Loss::Nothing))?;
+    let table = Table::decode(&bytes)
+        .map_err(|error| Finding::of(&error.at(start), range, Loss::Nothing))?;
+    Ok((bytes, table))
 }
 
 /// Follows frame heads to the table behind the last frame.
