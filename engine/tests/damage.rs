@@ -25,6 +25,7 @@ use voltar_engine::source::{ChangeSource, View};
 use voltar_engine::verify::verify_archive;
 use voltar_format::Id;
 use voltar_format::checksum::{chunk_id, crc32c};
+use voltar_format::frame::{Codec, Frame, head_of};
 
 const CHUNK: usize = 4096;
 
@@ -281,6 +282,42 @@ fn all_places_of_a_chunk_count_for_a_single_snapshot() {
         verdict.damaged
     );
     assert_eq!(try_restore(&home, 0).unwrap_err().kind(), ErrorKind::Damaged);
+}
+
+/// Gives the item in `slot` of the frame that holds `id` other bytes, with right checksums: a
+/// memory error during the backup.
+fn forge_item_beside(home: &MemoryDevice, id: &Id, slot: usize) -> u64 {
+    let entry = Index::of(&archive(home)).find(id).unwrap().unwrap();
+    let mut bytes = vec![0; entry.frame_len as usize];
+    home.read_at(&mut bytes, entry.frame.0).unwrap();
+    let frame = Frame::decode(&bytes).unwrap();
+    assert_eq!(frame.codec, Codec::Store);
+    let mut payload = frame.payload.to_vec();
+    payload[slot * CHUNK + 9] ^= 1;
+    let forged = [head_of(Codec::Store, &frame.entries, &payload), payload].concat();
+    home.write_at(&forged, entry.frame.0).unwrap();
+    entry.frame.0
+}
+
+/// A second place of a chunk is looked at in a pass of its own, which meets the damage beside it
+/// once more: it is no news.
+#[test]
+fn damage_that_a_second_pass_meets_again_is_counted_once() {
+    let bytes = content(200, 1);
+    let stored = BackupRequest { compression: Compression::Store, ..request() };
+    let home = MemoryDevice::new(0).growing();
+    back_up(&home, &bytes, &stored);
+    let id = chunk_id(&bytes[..CHUNK]);
+    let older = forge_item_beside(&home, &id, 100);
+    back_up(&home, &bytes[..8 * CHUNK], &BackupRequest { dedup: Dedup::Off, ..stored });
+    let newer = damage_frame_of(&home, &id);
+    let verdict = verify_snapshot(&home, Some(Selector::Latest(1)));
+    let damaged: Vec<u64> = verdict.damaged.iter().map(|damage| damage.offset).collect();
+    assert_eq!(damaged, [older, newer]);
+    let lost = verdict.damaged.iter().flat_map(|damage| &damage.affects);
+    let lost: Vec<_> = lost.map(|lost| (lost.offset, lost.length)).collect();
+    assert_eq!(lost, [(100 * CHUNK as u64, CHUNK as u64)]);
+    assert!(verdict.frames < 10, "{} frames", verdict.frames);
 }
 
 /// A walk meets items in the order in which they were stored: nearly all in one run.

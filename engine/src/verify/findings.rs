@@ -80,7 +80,7 @@ pub(super) struct Findings {
     losses: Losses,
     /// All places, by structure and start.
     by_start: BTreeMap<(String, u64), usize>,
-    /// Findings before this offset may be there already, from an earlier run.
+    /// Findings before this offset may be there already, from an earlier run or pass.
     known_before: u64,
 }
 
@@ -95,7 +95,7 @@ pub(super) struct Losses {
 }
 
 impl Losses {
-    /// How often something was added; it may have become one with what was there.
+    /// How often something was added that was not lost before.
     pub fn added(&self) -> u64 {
         self.added
     }
@@ -107,8 +107,22 @@ impl Losses {
         hit.or_else(|| self.items.get(&(range.start, slot)).copied())
     }
 
+    /// Whether all of this is lost already.
+    fn has(&self, range: &Range<u64>, loss: Loss) -> bool {
+        let before = self.ranges.range(..=range.start).next_back();
+        let covers = before.is_some_and(|(_, (end, _))| *end >= range.end);
+        match loss {
+            Loss::Nothing => true,
+            Loss::Range => covers,
+            Loss::Item(slot) => covers || self.items.contains_key(&(range.start, slot)),
+        }
+    }
+
     fn add(&mut self, range: &Range<u64>, loss: Loss, number: usize) {
-        self.added += u64::from(loss != Loss::Nothing);
+        if self.has(range, loss) {
+            return;
+        }
+        self.added += 1;
         match loss {
             Loss::Nothing => {}
             Loss::Range => drop(self.ranges.insert(range.start, (range.end, number))),
@@ -133,6 +147,11 @@ impl Findings {
         self.known_before = offset;
     }
 
+    /// A pass ends: whatever the next one finds may be there already.
+    pub fn end_pass(&mut self) {
+        self.known_before = u64::MAX;
+    }
+
     /// Whether nothing was found.
     pub fn is_empty(&self) -> bool {
         self.places.is_empty()
@@ -145,10 +164,21 @@ impl Findings {
 
     /// Adds a finding of the data pass; they come in log order, nearly.
     pub fn add(&mut self, finding: Finding) {
-        let is_known = finding.range.start < self.known_before
-            && self.position(&finding.structure, finding.range.start).is_some();
-        if !is_known && !self.extend_last(&finding) {
+        if !self.is_known(&finding) && !self.extend_last(&finding) {
             self.push(finding);
+        }
+    }
+
+    /// Whether this was found before. What costs something goes by what it costs: a frame with
+    /// several bad items is several places, and one that is looked at twice is none twice.
+    fn is_known(&self, finding: &Finding) -> bool {
+        let range = &finding.range;
+        match finding.loss {
+            Loss::Nothing => {
+                range.start < self.known_before
+                    && self.position(&finding.structure, range.start).is_some()
+            }
+            loss => self.losses.has(range, loss),
         }
     }
 
@@ -320,5 +350,23 @@ mod tests {
         findings.add(frame(128, 256));
         findings.add(frame(8192, 8193));
         assert_eq!(findings.into_damages().len(), 2);
+    }
+
+    #[test]
+    fn what_an_earlier_pass_found_is_not_found_twice() {
+        let item = |slot| Finding::new("chunk", 128..256, "its id", Loss::Item(slot));
+        let padding = || Finding::new("frame", 500..512, "padding", Loss::Nothing);
+        let mut findings = Findings::default();
+        let pass = |findings: &mut Findings, last| {
+            let found = [item(1), padding(), frame(1024, 2048), item(last)];
+            found.into_iter().for_each(|finding| findings.add(finding));
+            findings.end_pass();
+            findings.losses().added()
+        };
+        assert_eq!(pass(&mut findings, 3), 3);
+        assert_eq!(pass(&mut findings, 3), 3);
+        // One more item of a frame of which others are known to be bad.
+        assert_eq!(pass(&mut findings, 4), 4);
+        assert_eq!(findings.into_damages().len(), 5);
     }
 }

@@ -47,6 +47,7 @@ pub(super) fn pass(
     let mut known = 0;
     while tally.findings.losses().added() > known {
         known = tally.findings.losses().added();
+        tally.findings.end_pass();
         let mut needed = Needed::new(archive, Some(tally.findings.losses().clone()))?;
         read::pass(archive, request, context, tally, |send| needed.snapshot(snapshot, send))?;
     }
