@@ -2,8 +2,12 @@
 //! backup heals.
 #![allow(clippy::unwrap_used, reason = "tests assert")]
 
+mod verify_rig;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use verify_rig::{Shelf, pattern};
 
 use voltar_engine::archive::Home;
 use voltar_engine::archive::index::{Hint, Index};
@@ -200,6 +204,16 @@ fn a_lost_run_and_a_lost_table_leave_the_frames() {
     let run = archive(&home).last.unwrap().runs[0].clone();
     flip(&home, run.offset.0 - 100);
     assert_restores(&home, 0, &bytes);
+}
+
+#[test]
+fn a_lost_run_and_a_lost_border_leave_the_frames_of_both_segments() {
+    let mut shelf = Shelf::new();
+    let bytes = pattern(60 * CHUNK, 1);
+    let segments = shelf.two_segments(&bytes, 20 * CHUNK);
+    pages(&shelf.device).into_iter().for_each(|page| flip(&shelf.device, page + 30));
+    shelf.lose_borders(&segments);
+    assert_restores(&shelf.device, 0, &bytes);
 }
 
 #[test]

@@ -475,3 +475,42 @@ fn a_damaged_table_before_the_point_of_resumption_costs_nothing() {
     let expected: Vec<_> = tables.iter().map(|table| ("table", *table, 0)).collect();
     assert_eq!(damages(&resumed), expected);
 }
+
+#[test]
+fn what_lies_behind_a_lost_border_is_verified() {
+    let mut shelf = Shelf::new();
+    let volume = pattern(60 * 4096, 1);
+    let segments = shelf.two_segments(&volume, 20 * 4096);
+    let frame = frame_of(&shelf.archive(), &volume, 50);
+    assert!(segments[1].contains(&frame.start));
+    let sound = verify(&shelf.device, &request(false)).unwrap();
+    assert!(sound.ok);
+    let only_frame = shelf.device.deep_clone();
+    flip_at(&only_frame, frame.end - 1);
+    let only_frame = verify(&only_frame, &request(false)).unwrap();
+    let [lost_frame @ ("frame", _, 1..)] = damages(&only_frame)[..] else {
+        panic!("{:#?}", only_frame.damaged)
+    };
+
+    let table = segments[0].start + u64::from(footer_of(&shelf.device, &segments[0]).table_offset);
+    shelf.lose_borders(&segments);
+    let border = ("record", segments[0].end - 128, 0);
+    let footer = ("footer", segments[1].end - 128, 0);
+    let report = verify(&shelf.device, &request(false)).unwrap();
+    assert_eq!(damages(&report), [border, footer]);
+    assert_eq!(report.frames, sound.frames);
+
+    flip_at(&shelf.device, frame.end - 1);
+    let report = verify(&shelf.device, &request(false)).unwrap();
+    assert_eq!(damages(&report), [border, lost_frame, footer]);
+    assert_eq!(report.frames, sound.frames);
+
+    // The first segment's table too: its entries, then its head.
+    flip_at(&shelf.device, table + 100);
+    let report = verify(&shelf.device, &request(false)).unwrap();
+    assert_eq!(damages(&report), [("table", table, 0), border, lost_frame, footer]);
+    flip_at(&shelf.device, table + 10);
+    let report = verify(&shelf.device, &request(false)).unwrap();
+    assert_eq!(damages(&report), [("frame", table, 0), lost_frame, footer]);
+    assert_eq!(report.frames, sound.frames);
+}

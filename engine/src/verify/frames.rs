@@ -5,11 +5,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use voltar_format::SessionId;
-use voltar_format::frame::{ChunkEntry, Frame};
-use voltar_format::limits::{FRAME_ALIGN, FRAME_RAW_LEN_MAX};
-use voltar_format::record::{RecordHead, RecordKind};
-use voltar_format::segment::{Table, TableHead};
-use voltar_format::{LogOffset, frame};
+use voltar_format::frame::{self, ChunkEntry, Frame};
+use voltar_format::limits::FRAME_RAW_LEN_MAX;
+use voltar_format::record::RecordKind;
 
 use super::findings::Loss;
 use super::plan::{Frames, Job, send_frames};
@@ -17,7 +15,6 @@ use super::record::Record;
 use super::salvage::salvage;
 use super::work::{check_items, check_stored};
 use crate::archive::open::Archive;
-use crate::archive::read_exact;
 use crate::codec::Decoder;
 use crate::error::Result;
 
@@ -64,19 +61,13 @@ pub(crate) fn batches(
     if let Some(table) = record.table(archive) {
         return send_frames(Frames::of(range.start, table), &mut |job| batch(job, session, each));
     }
-    let mut at = range.start + RecordHead::LEN as u64;
-    while at < range.end {
-        at = salvage(archive, at..range.end, &mut |job| {
-            if matches!(job, Job::Found(_)) {
-                session = None;
-            }
-            batch(job, session, each)
-        })?;
-        // With borders lost, another record may lie behind the table.
-        session = None;
-        at = behind_table(archive, at).min(range.end);
-    }
-    Ok(())
+    salvage(archive, record.inside(), &mut |job| {
+        // Behind a lost border another record's session begins.
+        if matches!(job, Job::Found(_)) {
+            session = None;
+        }
+        batch(job, session, each)
+    })
 }
 
 fn batch(
@@ -88,13 +79,6 @@ fn batch(
         Job::Frames { of, which, read } => each(Batch { of, which, read, session }),
         _ => Ok(()),
     }
-}
-
-/// Where frames may follow again behind a table at `at`.
-fn behind_table(archive: &Archive, at: u64) -> u64 {
-    let head = read_exact(&*archive.home, LogOffset(at), TableHead::LEN);
-    let len = head.ok().and_then(|head| Table::encoded_len(&head).ok()).unwrap_or(0);
-    at.saturating_add(len.max(1) as u64).next_multiple_of(FRAME_ALIGN as u64)
 }
 
 /// Checks frames end to end, one after the other.

@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use voltar_format::commit::RunEntry;
-use voltar_format::frame::FrameHead;
 use voltar_format::index::{RunHead, check_foot_block, check_head_block};
 use voltar_format::limits::{BLOCK_LEN, SEGMENT_LEN_MAX};
 use voltar_format::record::{RecordHead, RecordKind};
@@ -129,7 +128,10 @@ impl Record {
         let start = self.range.start;
         let none = Spot { start, table_offset: 0, table_len: 0 };
         let Some((footer, _)) = self.footer.as_ref() else {
-            return self.unsealed(archive, checked, send);
+            if checked {
+                salvage(archive, self.inside(), send)?;
+            }
+            return Ok(none);
         };
         let spot = Spot { start, table_offset: footer.table_offset, table_len: footer.table_len };
         let table = match checked {
@@ -142,8 +144,7 @@ impl Record {
             Err(finding) => {
                 send(Job::Found(finding))?;
                 if checked {
-                    let frames = start + RecordHead::LEN as u64..self.frames_end(footer);
-                    salvage(archive, frames, send)?;
+                    salvage(archive, self.inside().start..self.frames_end(footer), send)?;
                 }
                 return Ok(none);
             }
@@ -154,10 +155,15 @@ impl Record {
     /// Where the frames end according to the footer, if that can be.
     fn frames_end(&self, footer: &Footer) -> u64 {
         let table = self.range.start + u64::from(footer.table_offset);
-        match (self.range.start + RecordHead::LEN as u64..self.range.end).contains(&table) {
+        match self.inside().contains(&table) {
             true => table,
-            false => self.range.end - Footer::LEN as u64,
+            false => self.inside().end,
         }
+    }
+
+    /// What lies between its head and its footer, whatever state these are in.
+    pub(super) fn inside(&self) -> Range<u64> {
+        self.range.start + RecordHead::LEN as u64..self.range.end - Footer::LEN as u64
     }
 
     /// The table of a data segment, if footer and table are whole.
@@ -170,9 +176,11 @@ impl Record {
     fn table_range(&self, footer: &Footer) -> Result<Range<u64>, Finding> {
         let (start, end) = (self.range.start, self.range.end);
         let table_at = start.saturating_add(footer.table_offset.into());
-        let within = start + RecordHead::LEN as u64..end - Footer::LEN as u64;
         let tail_len = end.saturating_sub(table_at);
-        if !within.contains(&table_at) || tail_len > TAIL_LEN_MAX || end - start > SEGMENT_LEN_MAX {
+        if !self.inside().contains(&table_at)
+            || tail_len > TAIL_LEN_MAX
+            || end - start > SEGMENT_LEN_MAX
+        {
             let error = misfit(Structure::Footer, "F-033", "its lengths are out of range");
             return Err(Finding::of(&error, end - Footer::LEN as u64..end, Loss::Nothing));
         }
@@ -188,22 +196,6 @@ impl Record {
             .map_err(|error| Finding::of(&error, tail, Loss::Nothing))?;
         Ok(table)
     }
-
-    /// A segment without a whole footer: its table, if it can be found, or its frames alone.
-    fn unsealed(&self, archive: &Archive, checked: bool, send: Send<'_>) -> Result<Spot> {
-        let start = self.range.start;
-        let none = Spot { start, table_offset: 0, table_len: 0 };
-        if !checked {
-            return Ok(none);
-        }
-        let frames = start + RecordHead::LEN as u64..self.range.end - Footer::LEN as u64;
-        let Some((table_at, table)) = find_table(archive, frames.clone()) else {
-            salvage(archive, frames, send)?;
-            return Ok(none);
-        };
-        send_frames(Frames::of(start, table), send)?;
-        Ok(Spot { start, table_offset: (table_at - start) as u32, table_len: 0 })
-    }
 }
 
 /// The table in `range`, and all bytes from its start to `end`.
@@ -218,27 +210,6 @@ pub(super) fn read_table(
     let table = Table::decode(&bytes)
         .map_err(|error| Finding::of(&error.at(start), range, Loss::Nothing))?;
     Ok((bytes, table))
-}
-
-/// Follows frame heads to the table behind the last frame.
-fn find_table(archive: &Archive, frames: Range<u64>) -> Option<(u64, Table)> {
-    let segment = frames.start - RecordHead::LEN as u64;
-    let mut at = frames.start;
-    while at + (FrameHead::LEN as u64) < frames.end && at - segment < SEGMENT_LEN_MAX {
-        let head = read_exact(&*archive.home, LogOffset(at), FrameHead::LEN).ok()?;
-        if Table::is_candidate(&head) {
-            let len = Table::encoded_len(&head).ok()?;
-            let fits = at.checked_add(len as u64).is_some_and(|end| end <= frames.end);
-            let bytes =
-                read_exact(&*archive.home, LogOffset(at), if fits { len } else { 0 }).ok()?;
-            let table = Table::decode(&bytes).ok()?;
-            return (table.offset_in_segment() == at - segment).then_some((at, table));
-        }
-        let head = voltar_format::frame::Frame::decode_head(&head).ok()?;
-        at +=
-            u64::from(head.stored_len).next_multiple_of(voltar_format::limits::FRAME_ALIGN as u64);
-    }
-    None
 }
 
 /// The value, or nothing once what is wrong with it is told.

@@ -1,12 +1,14 @@
 //! Small archives in memory, written with the archive module alone.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use voltar_engine::archive::index::{Fresh, Index};
 use voltar_engine::archive::open::Archive;
 use voltar_engine::archive::resume::adopt;
 use voltar_engine::archive::session::{Session, new_header};
+use voltar_engine::archive::spans::{Span, spans};
 use voltar_engine::codec::{Encoder, Level};
 use voltar_engine::device::Device;
 use voltar_engine::device::memory::MemoryDevice;
@@ -15,6 +17,7 @@ use voltar_format::checksum::chunk_id;
 use voltar_format::frame::{ChunkEntry, Codec, ItemKind, head_of, node_index};
 use voltar_format::manifest::{Attached, Manifest, Volume};
 use voltar_format::map::{BuiltNode, Entry, MapBuilder, Shape};
+use voltar_format::record::RecordKind;
 use voltar_format::units::ChunkIndex;
 use voltar_format::{Id, SnapshotId};
 
@@ -67,6 +70,26 @@ impl Shelf {
         let _ = self.manifest(&mut writer, volumes, &[]);
         writer.flush_frame();
         writer.session.abandon();
+    }
+
+    /// A snapshot of one volume whose first `early` bytes an interrupted backup had sealed: two
+    /// segments before one commit. Where they lie.
+    pub fn two_segments(&mut self, bytes: &[u8], early: usize) -> [Range<u64>; 2] {
+        self.interrupted(&[("disk", 4096, &bytes[..early])]);
+        self.snapshot(&[("disk", 4096, bytes)], &[]);
+        let archive = self.archive();
+        let commit = archive.last.as_ref().unwrap();
+        let (start, end) = (commit.head.log_start, commit.offset);
+        let spans = spans(&*archive.home, archive.id, start, end).unwrap();
+        let is_data = |span: &Span| matches!(span.footer, Ok((_, RecordKind::Data)));
+        let segments = spans.into_iter().filter(is_data).map(|span| span.range);
+        segments.collect::<Vec<_>>().try_into().unwrap()
+    }
+
+    /// Damages what divides two segments, and where the second one ends.
+    pub fn lose_borders(&self, [first, second]: &[Range<u64>; 2]) {
+        self.device.write_at(&[0xaa; 256], first.end - 128).unwrap();
+        self.device.write_at(&[0xaa; 128], second.end - 128).unwrap();
     }
 
     fn writer(&self) -> Writer {
