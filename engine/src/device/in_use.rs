@@ -24,6 +24,9 @@ const QEMU_DENIED: std::ops::Range<u64> = 200..264;
 /// The byte a QEMU locks that writes (`BLK_PERM_WRITE` is bit 1).
 const QEMU_WRITES: std::ops::Range<u64> = 101..102;
 
+/// What says who uses what; a bare chroot lacks them.
+const SOURCES: [&str; 3] = ["/proc/self/mountinfo", "/proc", "/sys/block"];
+
 /// How long a passing opener is given to close again.
 const MOMENT: Duration = Duration::from_millis(200);
 
@@ -51,10 +54,25 @@ impl Use {
 pub(super) fn from_outside(target: &FileIdentity) -> Option<Use> {
     let family = target.node().family();
     let loops = loops::all();
-    used(&family, &loops).or_else(|| {
-        let (standing, _) = loops::below(&family, &loops);
-        standing.into_iter().find_map(|device| used_below(device, &loops))
-    })
+    used(&family, &loops)
+        .or_else(|| {
+            let (standing, _) = loops::below(&family, &loops);
+            standing.into_iter().find_map(|device| used_below(device, &loops))
+        })
+        .or_else(|| SOURCES.iter().find_map(|path| cannot_tell(Path::new(path))))
+}
+
+/// A use that nobody can rule out, where one of [`SOURCES`] cannot be read.
+fn cannot_tell(source: &Path) -> Option<Use> {
+    let looked = match source.is_dir() {
+        true => fs::read_dir(source).map(drop),
+        false => fs::read(source).map(drop),
+    };
+    let why = looked.err()?;
+    Some(Use::new(
+        format!("because nobody can tell whether it is in use: {}: {why}", source.display()),
+        "mount /proc and /sys where voltar runs, as for a rescue system in a chroot",
+    ))
 }
 
 /// The uses of these nodes themselves.
@@ -225,6 +243,15 @@ mod tests {
         assert_eq!(mount_of(TABLE, &[other]), None);
         let anonymous = Node::Block(sysfs::parse_number("0:26").unwrap());
         assert_eq!(mount_of(TABLE, &[anonymous]).as_deref(), Some("/mnt/with space"));
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_may_be_in_use() {
+        for source in SOURCES {
+            assert_eq!(cannot_tell(Path::new(source)), None);
+        }
+        let blind = cannot_tell(Path::new("/proc/self/no-such-table")).unwrap();
+        assert!(blind.words.contains("/proc/self/no-such-table: No such file"), "{}", blind.words);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Real block devices: loop devices with sectors of 512 and 4096 bytes. Needs root.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
@@ -366,4 +367,24 @@ fn a_killed_restore_is_finished_by_the_same_command() {
     }
     voltar(&scratch, &line).ok();
     assert_same(&read(&target), &bytes, "after two kills");
+}
+
+#[test]
+fn where_nobody_can_tell_who_uses_a_target_it_is_refused() {
+    let test = "where_nobody_can_tell_who_uses_a_target_it_is_refused";
+    if !is_root() {
+        return skip(test, "name spaces and mounts need root");
+    }
+    let scratch = Scratch::new();
+    scratch.write("disk", &disk(1, 300_000));
+    voltar(&scratch, "backup disk a.voltar").ok();
+    scratch.write("out", &[7; 300_000]);
+    // As in a chroot into which nobody mounted /sys.
+    let bare = r#"mount -t tmpfs none /sys && exec "$0" "$@""#;
+    let wrapper = ["unshare", "--mount", "sh", "-c", bare].map(OsStr::new);
+    let line = words("restore a.voltar out --overwrite");
+    let ran = Voltar::through(&scratch, &wrapper).args(line).run().expect(5);
+    assert!(ran.stderr.contains("/sys/block"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("mount /proc and /sys"), "{}", ran.stderr);
+    assert!(scratch.read("out") == [7; 300_000], "it was written to");
 }
