@@ -17,10 +17,11 @@ use crate::codec::{Encoder, Level};
 use crate::device::file::{Access, FileDevice};
 use crate::device::open::open_source;
 use crate::device::{Completion, Device, Op, OpKind, Queue};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::io::buffer::BufferPool;
 use crate::io_engine;
 use crate::options::{Context, IoEngine};
+use crate::threads;
 
 /// What this machine can do.
 #[derive(Clone, Debug, Serialize)]
@@ -257,7 +258,7 @@ fn parts(sample: &[Vec<u8>], threads: usize, context: &Context) -> Result<Vec<Be
 /// per output byte if there was output.
 fn all_workers<W>(
     sample: &[Vec<u8>],
-    threads: usize,
+    count: usize,
     state: impl Fn() -> Result<W> + Sync,
 ) -> Result<(u64, Option<f64>)>
 where
@@ -278,18 +279,10 @@ where
         Ok(())
     };
     std::thread::scope(|scope| {
-        let handles: Vec<_> = (0..threads.max(1))
-            .map(|number| {
-                scope.spawn({
-                    let worker = &worker;
-                    move || worker(number)
-                })
-            })
-            .collect();
-        handles.into_iter().try_for_each(|handle| {
-            let panicked = || Error::new(ErrorKind::Internal, "a measuring thread panicked");
-            handle.join().map_err(|_| panicked())?
-        })
+        let worker = &worker;
+        let start = |number| threads::start(scope, "measuring", move || worker(number));
+        let started = (0..count.max(1)).map(start).collect::<Result<Vec<_>>>()?;
+        started.into_iter().try_for_each(|thread| threads::join("measuring", thread))
     })?;
     let (input, output) = (input.into_inner(), output.into_inner());
     let ratio = (output > 0).then(|| input as f64 / output as f64);
@@ -374,6 +367,7 @@ fn generated_piece(number: usize, next: &mut impl FnMut() -> u64) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     #[test]
     fn measures_all_parts_and_leaves_no_file() {

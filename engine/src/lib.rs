@@ -23,5 +23,6 @@ pub mod report;
 pub mod restore;
 pub mod salvage;
 pub mod source;
+mod threads;
 pub mod verify;
 pub mod words;

@@ -13,6 +13,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::threads;
 
 /// Sizes of a pipeline.
 #[derive(Clone, Copy, Debug)]
@@ -160,16 +161,19 @@ where
     std::thread::scope(|scope| {
         let shared = &shared;
         let permits = &permit_out;
-        scope.spawn(move || {
+        let started = threads::start(scope, "producer", move || {
             let feeder = Feeder { items: item_in, permits, shared };
             guarded(shared, "producer", || produce(&feeder));
         });
-        for _ in 0..plan.workers.max(1) {
+        let workers = (0..plan.workers.max(1)).map(|_| {
             let (items, done) = (item_out.clone(), done_in.clone());
             let (state, work) = (&state, &work);
-            scope.spawn(move || {
+            threads::start(scope, "worker", move || {
                 guarded(shared, "worker", || worker(shared, state, work, &items, &done));
-            });
+            })
+        });
+        if let Err(error) = [started].into_iter().chain(workers).try_for_each(|it| it.map(drop)) {
+            shared.fail(error);
         }
         drop((item_out, done_in));
         guarded(shared, "consumer", || {
@@ -181,7 +185,9 @@ where
     match shared.first_error.into_inner() {
         Ok(None) => Ok(()),
         Ok(Some(error)) => Err(error),
-        Err(poisoned) => Err(poisoned.into_inner().unwrap_or_else(|| panicked("a stage"))),
+        Err(poisoned) => {
+            Err(poisoned.into_inner().unwrap_or_else(|| threads::panicked("pipeline")))
+        }
     }
 }
 
@@ -190,13 +196,8 @@ fn guarded(shared: &Shared, name: &str, stage: impl FnOnce() -> Result<()>) {
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(stage)) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => shared.fail(error),
-        Err(_) => shared.fail(panicked(name)),
+        Err(_) => shared.fail(threads::panicked(name)),
     }
-}
-
-fn panicked(name: &str) -> Error {
-    Error::new(ErrorKind::Internal, format!("the {name} thread panicked"))
-        .hint("this is a defect of the program; please report it with the messages above")
 }
 
 fn worker<I, O, S>(

@@ -12,11 +12,12 @@ use super::job::Job;
 use super::lookup::{Lookup, Wanted, Window};
 use crate::archive::blocks::pieces;
 use crate::device::Device;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::io::buffer::BUFFER_ALIGN;
 use crate::io::buffer::BufferPool;
 use crate::options::{Context, IoEngine};
 use crate::pipeline::Feeder;
+use crate::threads;
 
 /// Most bytes of zeroes that are one worker's.
 const ZERO_LEN_MAX: u64 = 1 << 30;
@@ -62,14 +63,11 @@ pub fn produce(
     })?;
     thread::scope(|scope| {
         let (give, take) = bounded(1);
-        let planner = scope.spawn(move || look_ahead(lookup, &give));
+        let planner = threads::start(scope, "planner", move || look_ahead(lookup, &give))?;
         let read = read_windows(&take, &mut ahead, home, context);
         // Lets a planner that waits to be heard see that nobody listens.
         drop(take);
-        let planned = planner
-            .join()
-            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "the planner panicked")));
-        read.and(planned)
+        read.and(threads::join("planner", planner))
     })
 }
 

@@ -19,6 +19,7 @@ use crate::io_engine;
 use crate::limit::Limit;
 use crate::options::{Context, IoEngine, VerifyRequest};
 use crate::pipeline::{self, Feeder, Permit, Plan};
+use crate::threads;
 
 /// Bytes per read; a single frame may need a little more.
 pub(super) const READ_LEN: u64 = 1 << 20;
@@ -97,17 +98,15 @@ impl Reader<'_> {
         let (job_in, job_out) = bounded(AHEAD);
         let cancel = &self.context.cancel;
         std::thread::scope(|scope| {
-            let scout = scope.spawn(move || {
+            let scout = threads::start(scope, "scout", move || {
                 scout(&mut |job| {
                     cancel.check()?;
                     job_in.send(job).map_err(|_| pipeline::Stopped.into())
                 })
-            });
+            })?;
             let read = self.read_all(feeder, &job_out);
             drop(job_out);
-            let scouted = scout.join().unwrap_or_else(|_| {
-                Err(Error::new(ErrorKind::Internal, "the scout thread panicked"))
-            });
+            let scouted = threads::join("scout", scout);
             // Once reading ended early the scout's error is that nobody listens any more.
             read.and(scouted)
         })
