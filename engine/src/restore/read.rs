@@ -20,7 +20,7 @@ use crate::pipeline::Feeder;
 use crate::threads;
 
 /// Most bytes of zeroes that are one worker's.
-const ZERO_LEN_MAX: u64 = 1 << 30;
+const ZERO_TASK_LEN_MAX: u64 = 1 << 30;
 
 /// What is to be done about a part of the volume.
 pub enum Task {
@@ -90,7 +90,7 @@ fn read_windows(
 ) -> Result<()> {
     while let Some(window) = next(windows, ahead)? {
         for range in window.zeroes {
-            for piece in pieces(range, ZERO_LEN_MAX) {
+            for piece in pieces(range, ZERO_TASK_LEN_MAX) {
                 context.cancel.check()?;
                 ahead.send(Task::Zero(piece))?;
             }

@@ -2,8 +2,8 @@
 //!
 //! A note is stored before the target's first byte changes and removed when the restore is
 //! complete. With a look at what is there now, it allows the same command to go on with a target
-//! that was blank before; what is there is still compared, never trusted. The note names the target by identity, not by path: another disk at the same path
-//! has no note.
+//! that was blank before; what is there is still compared, never trusted. The note names the target
+//! by identity, not by path: another disk at the same path has no note.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
