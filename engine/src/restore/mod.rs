@@ -39,7 +39,7 @@ use crate::report::RestoreReport;
 
 use plan::Assignment;
 use target::{Cleared, Ready};
-use volume::{How, Restore, explain};
+use volume::{Changed, How, Restore, explain};
 
 /// Brings volumes of a snapshot back.
 ///
@@ -60,7 +60,7 @@ pub fn run(
     run_unexplained(request, context).map_err(|failed| match request.dry_run {
         true => failed,
         // Whatever changed a target has said so.
-        false => Failed { error: explain(failed.error, false), ..failed },
+        false => Failed { error: explain(failed.error, Changed::Nothing), ..failed },
     })
 }
 
@@ -234,8 +234,14 @@ fn write_one(
         Err(error) => {
             let touched = restore.tally().is_touched();
             ready.leave(touched);
-            // What is said of the request includes the targets before this one.
-            Err(explain(error, touched || !is_first))
+            Err(explain(
+                error,
+                match (touched, is_first) {
+                    (true, _) => Changed::This,
+                    (false, true) => Changed::Nothing,
+                    (false, false) => Changed::Earlier,
+                },
+            ))
         }
     }
 }

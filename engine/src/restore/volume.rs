@@ -280,26 +280,41 @@ impl<'a> Restore<'a> {
 
     /// `error` with what it means for the target.
     pub fn explain(&self, error: Error) -> Error {
-        explain(error, self.tally.is_touched())
+        let changed = if self.tally.is_touched() { Changed::This } else { Changed::Nothing };
+        explain(error, changed)
     }
 }
 
-/// `error` of a restore that has or has not changed bytes of the target, with what it means for
-/// the target. What it means is not said twice: the innermost knows best.
-pub fn explain(error: Error, touched: bool) -> Error {
-    const UNTOUCHED: &str = "not a byte of the target was written";
-    const PARTLY: &str = "the target is partly written: do not use it yet";
+/// What a restore that failed had changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// No target.
+    Nothing,
+    /// Targets before the one that it failed with; these are complete.
+    Earlier,
+    /// The target that it failed with, too.
+    This,
+}
+
+/// `error` of a restore with what it means for the targets. What it means is not said twice: the
+/// innermost knows best.
+pub fn explain(error: Error, changed: Changed) -> Error {
     let error = match error.kind() {
         ErrorKind::Mismatch
         | ErrorKind::Interrupted
         | ErrorKind::Damaged
         | ErrorKind::UnsupportedFormat
         | ErrorKind::Internal => error,
-        _ if !touched => error,
+        _ if changed == Changed::Nothing => error,
+        // Of the request as a whole: the same command again goes on behind what is complete.
         _ => error.as_kind(ErrorKind::TargetPartial),
     };
     match error.data_meaning() {
         Some(_) => error,
-        None => error.meaning(if touched { PARTLY } else { UNTOUCHED }),
+        None => error.meaning(match changed {
+            Changed::Nothing => "not a byte of the target was written",
+            Changed::Earlier => "this target was not written; those before it are complete",
+            Changed::This => "the target is partly written: do not use it yet",
+        }),
     }
 }

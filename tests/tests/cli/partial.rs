@@ -45,6 +45,29 @@ fn a_restore_that_fails_in_the_middle_says_what_is_complete() {
     assert!(ran.text().ends_with("; complete: a\n"), "{}", ran.text());
 }
 
+/// What it means is said of the target that failed, not of those before it.
+#[test]
+fn a_restore_that_fails_before_it_writes_a_target_says_so() {
+    let scratch = Scratch::new();
+    for (seed, name) in [(1, "a"), (2, "b")] {
+        // As long as a frame holds, so that a damage costs a volume its first frame.
+        scratch.write(name, &Rng::new(seed).bytes(1 << 20));
+    }
+    voltar(&scratch, "backup a b x.voltar").ok();
+    scratch.flip("x.voltar", 3 << 19, 1);
+    let meaning = |line: &str| {
+        let object = voltar(&scratch, &format!("{line} --json")).run().expect(3).json();
+        object["error"]["meaning"].as_str().unwrap_or_default().to_owned()
+    };
+    let earlier = "this target was not written; those before it are complete";
+    assert_eq!(meaning("restore x.voltar a=a.img b=b.img"), earlier);
+    assert_same(&scratch.read("a.img"), &scratch.read("a"), "what is said to be complete");
+    assert!(!scratch.path("b.img").exists(), "what is said not to be written is there");
+    assert_eq!(meaning("restore x.voltar b=c.img a=d.img"), "not a byte of the target was written");
+    let both = ["c.img", "d.img"].map(|name| scratch.path(name).exists());
+    assert_eq!(both, [false; 2]);
+}
+
 #[test]
 fn a_restore_that_was_refused_has_begun_nothing() {
     let scratch = damaged_in_the_middle();
