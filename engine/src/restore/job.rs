@@ -69,10 +69,9 @@ impl Job {
     ///
     /// # Errors
     /// Out of memory.
-    pub fn nodes<'a>(&self, lost: &'a Ranges) -> Result<Nodes<'a>> {
+    pub fn nodes<'a>(&'a self, lost: &'a Ranges) -> Result<Nodes<'a>> {
         let store = Store::new(self.archive.home.clone(), self.index.clone())?;
-        let (archive, volume) = (self.archive.clone(), self.volume.name.clone());
-        Ok(Nodes { store, archive, on_damage: self.on_damage, lost, volume })
+        Ok(Nodes { job: self, store, lost })
     }
 
     /// The bytes of these chunks.
@@ -88,45 +87,49 @@ impl Job {
     /// Whether `error` is damage that is borne. That a read failed is damage only as long as the
     /// archive answers at all: one that went away in the middle holds nothing that is lost.
     pub fn bears(&self, error: &Error) -> bool {
-        bears(self.on_damage, &self.archive, error)
+        self.on_damage == OnDamage::Zero
+            && match error.kind() {
+                ErrorKind::Damaged => true,
+                ErrorKind::Io => self.answers(),
+                _ => false,
+            }
     }
 
-    /// `error` as the reason why these bytes of the volume cannot be had.
+    fn answers(&self) -> bool {
+        let last = self.archive.last.as_ref().map_or(LogOffset(0), |commit| commit.offset);
+        // Not one place: it may be the one that is bad.
+        let home = &*self.archive.home;
+        [LogOffset(0), last].iter().any(|at| read_exact(home, *at, BLOCK_LEN).is_ok())
+    }
+
+    /// `error`, which is not borne, as the reason why these bytes of the volume cannot be had.
     pub fn lost(&self, range: &Range<u64>, error: Error) -> Error {
         let (start, end, name) = (range.start, range.end, &self.volume.name);
         let message = format!("cannot restore bytes {start:#x}..{end:#x} of volume {name:?}");
-        let place = error.range();
-        let lost = Error::new(error.kind(), message)
-            .on(self.archive.label())
-            .hint("`voltar verify` lists all damage; `--on-damage zero` restores the rest");
-        match place {
+        let hint = match self.on_damage {
+            OnDamage::Fail => {
+                "`voltar verify` lists all damage; `--on-damage zero` restores the rest"
+            }
+            // All damage would have been borne.
+            OnDamage::Zero => {
+                "the archive cannot be read any more: attach it again, then run the same command \
+                 again"
+            }
+        };
+        let lost = Error::new(error.kind(), message).on(self.archive.label()).hint(hint);
+        match error.range() {
             Some(place) => lost.at(place).because(error),
             None => lost.because(error),
         }
     }
 }
 
-fn bears(on_damage: OnDamage, archive: &Archive, error: &Error) -> bool {
-    let last = archive.last.as_ref().map_or(LogOffset(0), |commit| commit.offset);
-    // Not one place: it may be the one that is bad.
-    let answers =
-        || [LogOffset(0), last].iter().any(|at| read_exact(&*archive.home, *at, BLOCK_LEN).is_ok());
-    on_damage == OnDamage::Zero
-        && match error.kind() {
-            ErrorKind::Damaged => true,
-            ErrorKind::Io => answers(),
-            _ => false,
-        }
-}
-
 /// The map's nodes. Where damage is borne, a node that cannot be had is one of zeroes, and the
 /// bytes it covers are lost.
 pub struct Nodes<'a> {
+    job: &'a Job,
     store: Store,
-    archive: Archive,
-    on_damage: OnDamage,
     lost: &'a Ranges,
-    volume: String,
 }
 
 impl NodeSource for Nodes<'_> {
@@ -134,20 +137,13 @@ impl NodeSource for Nodes<'_> {
 
     fn node(&mut self, id: &Id, shape: &Shape, level: u8, number: u64) -> Result<Node> {
         match self.store.node(id, shape, level, number) {
-            Err(error) if bears(self.on_damage, &self.archive, &error) => {
+            Err(error) if self.job.bears(&error) => {
                 self.lost.add(covered(shape, level, number));
                 let children = shape.child_count(level, number);
                 Ok(Node { level, entries: vec![voltar_format::map::Entry::Zero; children] })
             }
             Err(error) if error.is_damage() => {
-                let covered = covered(shape, level, number);
-                let (start, end, name) = (covered.start, covered.end, &self.volume);
-                let message =
-                    format!("cannot restore bytes {start:#x}..{end:#x} of volume {name:?}");
-                Err(Error::new(error.kind(), message)
-                    .on(error.subject().unwrap_or_default().to_owned())
-                    .hint("`voltar verify` lists all damage; `--on-damage zero` restores the rest")
-                    .because(error))
+                Err(self.job.lost(&covered(shape, level, number), error))
             }
             other => other,
         }

@@ -429,7 +429,11 @@ fn an_archive_that_vanishes_is_no_damage() {
                 assert!(report.damaged.is_empty(), "{what}: {:?}", report.damaged);
                 assert!(target.written().bytes() == content(1), "{what}: wrong bytes");
             }
-            Err(_) => failed += 1,
+            Err(error) => {
+                failed += 1;
+                let hint = error.remedy().unwrap_or_default();
+                assert!(!hint.contains("--on-damage"), "{what}: it was given: {error:?}, {hint}");
+            }
         }
     }
     assert!(failed > 0);
