@@ -13,6 +13,7 @@
 //! | [`FaultPlan::space`]: `ENOSPC` after n bytes | stop with that error; the last commit stays readable |
 //! | [`Fault::Shrink`]: the device gets shorter | stop with an error that says so |
 //! | [`Fault::Vanish`]: everything fails from the nth operation on | stop with an error; after [`HostileDevice::power_loss`] the last commit is whole |
+//! | [`FaultPlan::cached`]: what was read once is there though the device is gone | not take the cache for the device |
 //! | a sync fails: what it should have written shows, and is lost | look behind the cache before it believes what an earlier run left |
 //! | [`HostileDevice::power_loss`]: unsynced sectors survive or not, each by itself | find every commit whose sync returned, and nothing half |
 //!
@@ -21,6 +22,7 @@
 //!
 //! The same seed and the same operations give the same faults; `Debug` prints the seed.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::ops::Range;
@@ -30,7 +32,7 @@ use nix::errno::Errno;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::memory::{self, MemoryDevice};
+use super::memory::MemoryDevice;
 use super::{Device, Extent, Extents, Geometry, Resize, Zero, ZeroMethod};
 use crate::io::buffer::BufferPool;
 use crate::io::op::{Completion, Driver, Op, OpKind};
@@ -38,6 +40,9 @@ use crate::options::IoEngine;
 
 /// What is written whole or not at all.
 const SECTOR_LEN: u64 = 512;
+
+/// What the page cache keeps or forgets as a whole.
+const CACHE_BLOCK_LEN: u64 = 4096;
 
 /// Which operations a fault counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +119,9 @@ pub struct FaultPlan {
     pub reorder: bool,
     /// Bytes that can be written, in all, before `ENOSPC`.
     pub space: Option<u64>,
+    /// Whether it lies below a page cache: what `read_at` brought it brings again without the
+    /// device, until it is forgotten. A driver goes past the cache.
+    pub cached: bool,
 }
 
 /// A [`MemoryDevice`] on a bad day. Cloning shares it.
@@ -132,6 +140,8 @@ struct State {
     writes: u64,
     syncs: u64,
     space: Option<u64>,
+    /// Blocks that the page cache holds, by their number.
+    cache: BTreeSet<u64>,
 }
 
 /// Something done since the last sync.
@@ -152,6 +162,7 @@ impl HostileDevice {
             writes: 0,
             syncs: 0,
             space: plan.space,
+            cache: BTreeSet::new(),
         };
         HostileDevice { written: inner, plan: Arc::new(plan), state: Arc::new(Mutex::new(state)) }
     }
@@ -223,6 +234,20 @@ impl HostileDevice {
             }
         }
         Ok(nth)
+    }
+
+    /// Reads from the device itself.
+    fn read_medium(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.begin(Which::Reads)?;
+        self.check_readable(&(offset..offset + bytes.len() as u64))?;
+        self.read_written(bytes, offset)
+    }
+
+    /// Reads what there is, unless bits flip.
+    fn read_written(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        let count = self.written.read_at(bytes, offset)?;
+        self.flip(&mut bytes[..count], offset);
+        Ok(count)
     }
 
     fn check_readable(&self, range: &Range<u64>) -> io::Result<()> {
@@ -312,10 +337,13 @@ impl Device for HostileDevice {
     }
 
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.begin(Which::Reads)?;
-        self.check_readable(&(offset..offset + bytes.len() as u64))?;
-        let count = self.written.read_at(bytes, offset)?;
-        self.flip(&mut bytes[..count], offset);
+        let blocks = blocks(&(offset..offset + bytes.len() as u64));
+        let is_cached = |block| self.lock().cache.contains(&block);
+        if self.plan.cached && blocks.clone().all(is_cached) {
+            return self.read_written(bytes, offset);
+        }
+        let count = self.read_medium(bytes, offset)?;
+        self.lock().cache.extend(blocks);
         Ok(count)
     }
 
@@ -342,7 +370,8 @@ impl Device for HostileDevice {
 
     /// Shows what is durable, and what no sync was asked for yet.
     fn forget(&self, range: Range<u64>) -> io::Result<()> {
-        let state = self.lock();
+        let mut state = self.lock();
+        state.cache.retain(|block| !blocks(&range).contains(block));
         let end = range.end.min(self.written.len()?);
         let mut bytes = vec![0; end.saturating_sub(range.start) as usize];
         state.durable.read_at(&mut bytes, range.start)?;
@@ -415,6 +444,11 @@ fn survive(image: &MemoryDevice, change: &Change, share: f64, rng: &mut StdRng) 
     }
 }
 
+/// The numbers of the blocks that hold the bytes of `range`.
+fn blocks(range: &Range<u64>) -> Range<u64> {
+    range.start / CACHE_BLOCK_LEN..range.end.div_ceil(CACHE_BLOCK_LEN)
+}
+
 /// `range`, cut at sector boundaries.
 fn sectors(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     let first = range.start / SECTOR_LEN;
@@ -457,7 +491,10 @@ impl HostileDriver {
         {
             *len = shorter;
         }
-        memory::run(&self.device, op)
+        op.perform(
+            |bytes, at| self.device.read_medium(bytes, at),
+            |bytes, at| self.device.write_at(bytes, at).map(|()| bytes.len()),
+        )
     }
 }
 

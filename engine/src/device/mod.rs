@@ -15,6 +15,7 @@ pub mod guard;
 pub mod hostile;
 mod in_use;
 pub(crate) mod loops;
+pub(crate) mod medium;
 pub mod memory;
 mod node;
 pub mod open;

@@ -5,19 +5,18 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use voltar_format::limits::BLOCK_LEN;
 use voltar_format::manifest::Volume;
 use voltar_format::map::{Node, Shape, span_of_node};
 use voltar_format::walk::{Cursor, NodeSource};
-use voltar_format::{ChunkIndex, Id, LogOffset};
+use voltar_format::{ChunkIndex, Id};
 
 use super::ranges::Ranges;
+use crate::archive::format_error;
 use crate::archive::index::Index;
 use crate::archive::open::Archive;
 use crate::archive::snapshots::Snapshot;
 use crate::archive::store::Store;
-use crate::archive::{format_error, read_exact};
-use crate::device::{Extents, Zero, ZeroMethod};
+use crate::device::{Extents, Zero, ZeroMethod, medium};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::OnDamage;
 
@@ -84,39 +83,42 @@ impl Job {
         start..end.max(start)
     }
 
-    /// Whether `error` is damage that is borne. That a read failed is damage only as long as the
-    /// archive answers at all: one that went away in the middle holds nothing that is lost.
+    /// Whether `error` is damage that is borne.
     pub fn bears(&self, error: &Error) -> bool {
-        self.on_damage == OnDamage::Zero
-            && match error.kind() {
-                ErrorKind::Damaged => true,
-                ErrorKind::Io => self.answers(),
-                _ => false,
-            }
+        self.on_damage == OnDamage::Zero && error.is_damage() && self.is_there(error)
     }
 
-    fn answers(&self) -> bool {
-        let last = self.archive.last.as_ref().map_or(LogOffset(0), |commit| commit.offset);
-        // Not one place: it may be the one that is bad.
+    /// Whether the archive is still there after `error`. One that went away in the middle holds
+    /// nothing that is lost.
+    fn is_there(&self, error: &Error) -> bool {
         let home = &*self.archive.home;
-        [LogOffset(0), last].iter().any(|at| read_exact(home, *at, BLOCK_LEN).is_ok())
+        // Of a block device that is gone there is nothing left, and every read is cut short.
+        let is_whole = home.len().is_ok_and(|len| len >= self.archive.end().0);
+        let last = self.archive.last.as_ref().map_or(0, |commit| commit.offset.0);
+        // Not one place: it may be the one that is bad. These two were read when the archive was
+        // opened, so that the page cache would have them.
+        let answers = || [0, last].iter().any(|at| medium::read_block(home, *at).is_ok());
+        is_whole && (error.kind() != ErrorKind::Io || answers())
     }
 
     /// `error`, which is not borne, as the reason why these bytes of the volume cannot be had.
     pub fn lost(&self, range: &Range<u64>, error: Error) -> Error {
+        // All damage would have been borne.
+        let is_gone = self.on_damage == OnDamage::Zero || !self.is_there(&error);
+        let (kind, hint) = match is_gone {
+            true => (
+                ErrorKind::Io,
+                "the archive cannot be read any more: attach it again, then run the same command \
+                 again",
+            ),
+            false => (
+                error.kind(),
+                "`voltar verify` lists all damage; `--on-damage zero` restores the rest",
+            ),
+        };
         let (start, end, name) = (range.start, range.end, &self.volume.name);
         let message = format!("cannot restore bytes {start:#x}..{end:#x} of volume {name:?}");
-        let hint = match self.on_damage {
-            OnDamage::Fail => {
-                "`voltar verify` lists all damage; `--on-damage zero` restores the rest"
-            }
-            // All damage would have been borne.
-            OnDamage::Zero => {
-                "the archive cannot be read any more: attach it again, then run the same command \
-                 again"
-            }
-        };
-        let lost = Error::new(error.kind(), message).on(self.archive.label()).hint(hint);
+        let lost = Error::new(kind, message).on(self.archive.label()).hint(hint);
         match error.range() {
             Some(place) => lost.at(place).because(error),
             None => lost.because(error),

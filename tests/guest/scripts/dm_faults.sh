@@ -174,10 +174,43 @@ archive_that_fails() {
     dmsetup remove --retry home
 }
 
+# The disk that an archive is restored from fails midway. That is no damage, though the page cache still has what
+# was read when the archive was opened: whoever bears damage does not bear that.
+archive_that_fails_a_restore() {
+    local all io
+    all=$(blockdev --getsz "$D1")
+    table home "0 $all linear $D1 0"
+    mkfs.ext4 -q -E lazy_itable_init=0,nodiscard /dev/mapper/home
+    mkdir -p home
+    mount /dev/mapper/home home
+    expect 0 voltar backup disk home/a.voltar --compression store
+    umount home
+    mount -o ro /dev/mapper/home home
+    for io in uring blocking; do
+        step "a restore whose archive fails midway, --io $io"
+        blkdiscard -z -l 24M "$D0"
+        # With little memory, so that not all is read before the disk fails.
+        start voltar restore home/a.voltar "$D0" --on-damage zero --io $io --limit 2M --memory 64M --json
+        until_holds "$D0" 2048
+        table home "$(failing "$D1" "$all")"
+        ends 6
+        holds '.error.kind == "target-partial"'
+        holds '.volumes[0] | (.complete | not) and .damaged == []'
+        said 'attach it again'
+        table home "0 $all linear $D1 0"
+        expect 0 voltar restore home/a.voltar "$D0" --on-damage zero --io $io
+        check sectors compare "$D0" disk
+    done
+    umount home
+    dmsetup remove --retry home
+}
+
 source_that_fails
 sectors write disk 1 1
 expect 0 voltar backup disk b.voltar
 target_that_fails
 archive_that_fails failing 1
 archive_that_fails forgetful 0
+sectors write disk 1 3
+archive_that_fails_a_restore
 passed

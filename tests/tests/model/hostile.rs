@@ -182,7 +182,7 @@ fn short_late_and_interrupted_transfers_are_not_noticed() {
             short_one_in: rng.random_range(1..4) * 2,
             transient_one_in: rng.random_range(2..6),
             reorder: true,
-            space: None,
+            ..FaultPlan::default()
         };
         let len = rng.random_range(1..3_000_000);
         let bytes = disk_like(&mut rng, len);
@@ -406,37 +406,54 @@ fn a_restore_never_writes_what_a_flipped_bit_made() {
 }
 
 /// An archive that goes away in the middle holds nothing that is lost: whoever bears damage does not
-/// bear that.
+/// bear that, whatever the page cache still holds of it.
 #[test]
 fn an_archive_that_vanishes_is_no_damage() {
-    let home = with_one();
-    let calm = HostileDevice::new(home.deep_clone(), plan(vec![]));
+    for cached in [false, true] {
+        goes_away(cached, |nth| Fault::Vanish { nth });
+        // What is left of a block device that was pulled out.
+        goes_away(cached, |nth| Fault::Shrink { nth, len: 0 });
+    }
+}
+
+/// Restores from an archive that goes away at each of its reads, and bears damage.
+fn goes_away(cached: bool, fault: fn(u64) -> Fault) {
+    // More than is read when an archive is opened.
+    let bytes = noise(9, 3_000_013);
+    let home = blank();
+    back_up(&home, &[disk(&bytes)]).unwrap();
+    let archive = |faults| {
+        let plan = FaultPlan { cached, ..plan(faults) };
+        HostileDevice::new(home.deep_clone(), plan)
+    };
     let bear = |archive: &HostileDevice, target: &HostileDevice| {
         restore(archive, target, Delta::Off, OnDamage::Zero)
     };
-    let target = || HostileDevice::new(MemoryDevice::from_bytes(&noise(4, 60_013)), plan(vec![]));
+    let stale = noise(4, bytes.len());
+    let target = || HostileDevice::new(MemoryDevice::from_bytes(&stale), plan(vec![]));
+    let calm = archive(vec![]);
     bear(&calm, &target()).unwrap();
     let (reads, _, _) = calm.counts();
-    let mut failed = 0;
+    let (mut failed, mut told) = (0, 0);
     for nth in 0..reads {
-        let what = format!("gone from read {nth} on");
-        let archive = HostileDevice::new(home.deep_clone(), plan(vec![Fault::Vanish { nth }]));
-        let target = target();
+        let what = format!("{:?}, cached: {cached}", fault(nth));
+        let (archive, target) = (archive(vec![fault(nth)]), target());
         let shared = target.clone();
         let outcome = within(SECONDS, &what, move || bear(&archive, &shared));
         match outcome {
             Ok(report) => {
                 assert!(report.damaged.is_empty(), "{what}: {:?}", report.damaged);
-                assert!(target.written().bytes() == content(1), "{what}: wrong bytes");
+                assert!(target.written().bytes() == bytes, "{what}: wrong bytes");
             }
             Err(error) => {
                 failed += 1;
                 let hint = error.remedy().unwrap_or_default();
                 assert!(!hint.contains("--on-damage"), "{what}: it was given: {error:?}, {hint}");
+                told += u64::from(hint.contains("attach it again"));
             }
         }
     }
-    assert!(failed > 0);
+    assert!(failed > 0 && told > 0, "{failed} failed, {told} of these while restoring");
 }
 
 /// A write that lands elsewhere is found by the next verification.
