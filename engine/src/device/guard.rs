@@ -18,7 +18,7 @@ use nix::errno::Errno;
 
 use super::file::{Access, FileDevice, FileIdentity};
 use super::in_use::{self, Use};
-use super::open::{RELEASE_GRACE, check_kind, look, try_lock};
+use super::open::{RELEASE_GRACE, check_kind, claim, look, refusal};
 use super::{Device, ExtentKind, Extents, loops};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::ioctl;
@@ -91,7 +91,9 @@ pub fn guard(target: &Path, request: &GuardRequest) -> Result<Cleared> {
     refuse_used(target, in_use::from_outside(&seen))?;
     let device = open(target, &seen)?;
     refuse_replaced(target, &seen, device.identity())?;
-    claim(target, &device)?;
+    if !device.identity().is_block {
+        claim(target, device.file())?;
+    }
     refuse_read_only(target, &device)?;
     refuse_used(target, in_use::by_qemu(device.file()))?;
     refuse_small(target, &device, request)?;
@@ -107,13 +109,6 @@ pub fn guard(target: &Path, request: &GuardRequest) -> Result<Cleared> {
         ));
     }
     Ok(Cleared { device, holds_data })
-}
-
-/// Says no to `target` because `why`.
-fn refusal(target: &Path, why: impl std::fmt::Display, hint: &str) -> Error {
-    Error::new(ErrorKind::TargetRefused, format!("refusing to write to the target, {why}"))
-        .on(target.display().to_string())
-        .hint(hint)
 }
 
 fn refuse_used(target: &Path, found: Option<Use>) -> Result<()> {
@@ -178,22 +173,6 @@ fn open(target: &Path, seen: &FileIdentity) -> Result<FileDevice> {
             _ => super::open::in_words("cannot open the target", target, error),
         }
     })
-}
-
-/// Claims a regular file as `O_EXCL` claims a block device: of two restores that were started at
-/// once only one goes on.
-fn claim(target: &Path, device: &FileDevice) -> Result<()> {
-    if device.identity().is_block {
-        return Ok(());
-    }
-    match try_lock(device.file()) {
-        Ok(true) => Ok(()),
-        Ok(false) => {
-            let hint = "wait until it is done, or choose another target";
-            Err(refusal(target, "another program holds its lock", hint))
-        }
-        Err(error) => Err(super::open::in_words("cannot lock the target", target, error)),
-    }
 }
 
 fn is_read_only(target: &Path) -> bool {

@@ -54,21 +54,51 @@ pub fn check_creatable(path: &Path) -> Result<()> {
     eaccess(&directory, AccessFlags::W_OK | AccessFlags::X_OK).map_err(words)
 }
 
-/// Creates a regular file of `len` zero bytes that must not exist yet.
+/// Creates a regular file of `len` zero bytes that must not exist yet, and claims it.
 ///
 /// # Errors
-/// Says what is in the way; nothing is left behind.
+/// Says what is in the way; nothing is left behind. `TargetRefused` if another program came between
+/// and locked the file, which is its own then.
 pub fn create_target_file(path: &Path, len: u64) -> Result<FileDevice> {
     refuse_new_in_dev(path, CANNOT_CREATE)?;
     let words = |error| in_words(CANNOT_CREATE, path, error);
     let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
-    let device = FileDevice::from_file(path, file.map_err(words)?, Access::Write);
+    take_over(path, file.map_err(words)?, len)
+}
+
+/// Makes a target of `len` bytes of the file that was created at `path` a moment ago.
+fn take_over(path: &Path, file: File, len: u64) -> Result<FileDevice> {
+    claim(path, &file)?;
+    let device = FileDevice::from_file(path, file, Access::Write);
     let sized = device.and_then(|device| device.set_len(len).map(|()| device));
     sized.map_err(|error| {
-        // The file was created a moment ago by this very call.
+        // Whoever locks it is who may remove it.
         let _ = std::fs::remove_file(path);
-        words(error)
+        in_words(CANNOT_CREATE, path, error)
     })
+}
+
+/// Claims a regular file that is a target, as `O_EXCL` claims a block device: of two restores that
+/// were started at once only one goes on.
+///
+/// # Errors
+/// `TargetRefused` if another program holds its lock.
+pub(super) fn claim(target: &Path, file: &File) -> Result<()> {
+    match try_lock(file) {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            let hint = "wait until it is done, or choose another target";
+            Err(refusal(target, "another program holds its lock", hint))
+        }
+        Err(error) => Err(in_words("cannot lock the target", target, error)),
+    }
+}
+
+/// Says no to `target` because `why`.
+pub(super) fn refusal(target: &Path, why: impl std::fmt::Display, hint: &str) -> Error {
+    Error::new(ErrorKind::TargetRefused, format!("refusing to write to the target, {why}"))
+        .on(target.display().to_string())
+        .hint(hint)
 }
 
 /// Opens an archive to be read.
@@ -291,6 +321,24 @@ mod tests {
         assert_eq!(device.len().unwrap(), 12345);
         assert!(create_target_file(&path, 1).is_err());
         assert_eq!(std::fs::metadata(&path).unwrap().len(), 12345);
+    }
+
+    #[test]
+    fn a_target_file_is_claimed_before_it_has_a_length() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        let device = create_target_file(&path, 4096).unwrap();
+        assert!(!try_lock(&File::open(&path).unwrap()).unwrap(), "it is not locked");
+        drop(device);
+        // Another program opened it between its making and its lock.
+        let other = File::open(&path).unwrap();
+        assert!(try_lock(&other).unwrap());
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let refused = take_over(&path, file, 1).map(|_| ()).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::TargetRefused);
+        assert!(refused.to_string().contains("another program holds its lock"), "{refused}");
+        assert_eq!(other.metadata().unwrap().len(), 4096);
+        assert!(path.exists(), "what another program holds was removed");
     }
 
     #[test]

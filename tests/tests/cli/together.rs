@@ -1,10 +1,13 @@
 //! Several programs at one archive: writers take turns, readers always see a whole snapshot.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use voltar_tests::command::words;
 use voltar_tests::sectors::{Found, SECTOR_LEN, compare, stamped};
+use voltar_tests::skip::skip;
 use voltar_tests::{Scratch, Voltar};
 
 const LEN: usize = 4 << 20;
@@ -73,6 +76,34 @@ fn two_restores_onto_one_file_are_not_mixed() {
         refused += u32::from(codes != [Some(0); 2]);
     }
     assert!(refused > 0, "they never met");
+}
+
+/// As above, where the first one makes the file, and the second cannot see the first's process.
+#[test]
+fn a_file_that_a_restore_makes_is_no_target_for_another() {
+    let test = "a_file_that_a_restore_makes_is_no_target_for_another";
+    let elsewhere = ["unshare", "--pid", "--fork", "--mount-proc"].map(OsStr::new);
+    let probe = Command::new(elsewhere[0]).args(&elsewhere[1..]).arg("true").output();
+    if !probe.is_ok_and(|ran| ran.status.success()) {
+        skip(test, "no process name spaces here");
+        return;
+    }
+    let scratch = Scratch::new();
+    let contents = [1, 2].map(|generation| stamped(1, 0, generation, LEN));
+    for bytes in &contents {
+        scratch.write("disk", bytes);
+        voltar(&scratch, "backup disk a.voltar").ok();
+    }
+    let first = format!("restore a.voltar@latest~1 target {SLOWLY}");
+    let mut running = voltar(&scratch, &first).start();
+    assert!(running.until(|| scratch.path("target").exists()), "it made no target");
+    let second = Voltar::through(&scratch, &elsewhere)
+        .args(words("restore a.voltar target --overwrite"))
+        .run()
+        .expect(5);
+    assert!(second.stderr.contains("another program holds its lock"), "{}", second.stderr);
+    running.wait().expect(0);
+    assert!(scratch.read("target") == contents[0], "they were mixed");
 }
 
 /// Tells a loop to end, even if the test fails.
