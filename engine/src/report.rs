@@ -102,8 +102,12 @@ pub struct VolumeRestore {
     pub zero_method: String,
     /// Ranges the source could not give when the backup was made; zero on the target.
     pub unreadable: Vec<ByteRange>,
-    /// Ranges the archive could not give; zero on the target.
+    /// The first 4096 ranges that the archive could not give; zero on the target.
     pub damaged: Vec<ByteRange>,
+    /// How many more there are.
+    pub damaged_unlisted: u64,
+    /// Bytes in all of them.
+    pub damaged_bytes: u64,
 }
 
 /// What a verification found.

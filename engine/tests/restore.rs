@@ -509,6 +509,35 @@ fn a_lost_index_or_map_loses_what_it_named_and_nothing_hangs() {
     }
 }
 
+/// An archive of one small frame can lose chunks in any number of places.
+#[test]
+fn what_is_lost_in_many_places_is_counted_and_not_all_listed() {
+    const CHUNK: usize = 4096;
+    const LOST: usize = 10_000;
+    let chunk = noise(CHUNK, 31);
+    let bytes: Vec<u8> = (0..LOST).flat_map(|_| [&chunk[..], &[0; CHUNK]].concat()).collect();
+    let home = archive_of(&bytes, CHUNK as u32);
+    let at = frames(&home)[0] as u64 + 1000;
+    let faults = vec![Fault::FlipOnRead { offset: at, mask: 1 }];
+    let plan = FaultPlan { faults, ..FaultPlan::default() };
+    let job = job_in(Arc::new(HostileDevice::new(home, plan)), OnDamage::Zero);
+    let target = MemoryDevice::from_bytes(&vec![7; bytes.len()]);
+    let context = context();
+    let restore = Restore::new(&job, &target, how(Delta::Off), &context, IoEngine::Blocking);
+    restore.write().unwrap();
+    restore.prove().unwrap();
+    let report = restore.report(true);
+    assert_eq!(report.damaged.len(), 4096);
+    let alternate = (0..4096).map(|n| ByteRange { offset: n * 8192, length: 4096 });
+    assert!(report.damaged.iter().copied().eq(alternate), "{:?}", &report.damaged[..3]);
+    assert_eq!(report.damaged_unlisted as usize, LOST - 4096);
+    assert_eq!(report.damaged_bytes as usize, LOST * CHUNK);
+    assert!(target.bytes().iter().all(|byte| *byte == 0));
+    // What is not listed is known all the same: something else in its place is found.
+    target.write_at(&[1], (2 * CHUNK * (LOST - 1)) as u64).unwrap();
+    assert_eq!(restore.prove().unwrap_err().kind(), ErrorKind::Mismatch);
+}
+
 #[test]
 fn what_the_source_could_not_give_is_zero_and_told() {
     let bytes = noise(1_000_003, 13);

@@ -2,7 +2,7 @@
 
 use voltar_engine::error::Failed;
 use voltar_engine::options::{Context, RestoreRequest};
-use voltar_engine::report::{ByteRange, RestoreReport, VolumeRestore};
+use voltar_engine::report::{RestoreReport, VolumeRestore};
 use voltar_engine::restore;
 
 use super::{Outcome, stopped};
@@ -42,7 +42,7 @@ fn shortfall(report: &RestoreReport) -> Option<CommandError> {
 
 /// Ranges the archive lost: the target holds zeroes that the volume did not.
 fn damaged(report: &RestoreReport) -> Option<CommandError> {
-    let (bytes, names) = missing(report, |volume| &volume.damaged)?;
+    let (bytes, names) = missing(report, |volume| volume.damaged_bytes)?;
     Some(
         CommandError::new(
             Exit::Damaged,
@@ -56,7 +56,8 @@ fn damaged(report: &RestoreReport) -> Option<CommandError> {
 
 /// Ranges the source could not give when the backup was made.
 fn unreadable(report: &RestoreReport) -> Option<CommandError> {
-    let (bytes, names) = missing(report, |volume| &volume.unreadable)?;
+    let unreadable = |volume: &VolumeRestore| volume.unreadable.iter().map(|r| r.length).sum();
+    let (bytes, names) = missing(report, unreadable)?;
     Some(
         CommandError::new(
             Exit::SourceIncomplete,
@@ -68,21 +69,24 @@ fn unreadable(report: &RestoreReport) -> Option<CommandError> {
     )
 }
 
+/// How many bytes are missing, and of which volumes.
 fn missing(
     report: &RestoreReport,
-    ranges: impl Fn(&VolumeRestore) -> &Vec<ByteRange>,
+    bytes: impl Fn(&VolumeRestore) -> u64,
 ) -> Option<(String, String)> {
-    let volumes: Vec<_> = report.volumes.iter().filter(|v| !ranges(v).is_empty()).collect();
+    let volumes: Vec<_> = report.volumes.iter().filter(|volume| bytes(volume) > 0).collect();
     if volumes.is_empty() {
         return None;
     }
-    let bytes = volumes.iter().flat_map(|v| ranges(v)).map(|range| range.length).sum();
     let names: Vec<&str> = volumes.iter().map(|volume| volume.name.as_str()).collect();
+    let bytes = volumes.iter().map(|volume| bytes(volume)).sum();
     Some((size::human(bytes), names.join(", ")))
 }
 
 #[cfg(test)]
 mod tests {
+    use voltar_engine::report::ByteRange;
+
     use super::*;
 
     fn report(damaged: &[ByteRange], unreadable: &[ByteRange]) -> RestoreReport {
@@ -98,6 +102,8 @@ mod tests {
             zero_method: String::new(),
             unreadable: unreadable.to_vec(),
             damaged: damaged.to_vec(),
+            damaged_unlisted: 0,
+            damaged_bytes: damaged.iter().map(|range| range.length).sum(),
         };
         RestoreReport {
             snapshot: "a".into(),

@@ -11,8 +11,8 @@ use voltar_format::wire::is_zero;
 
 use super::ahead::{Ahead, Bytes};
 use super::job::{Job, Nodes, Target};
+use super::lost::Lost;
 use super::marks::Marks;
-use super::ranges::{Ranges, holds};
 use crate::cancel::Cancel;
 use crate::device::{Extent, ExtentKind};
 use crate::error::{Error, Result};
@@ -30,8 +30,8 @@ pub struct Comparison<'a> {
     pub job: &'a Job,
     /// The target.
     pub target: &'a dyn Target,
-    /// Ranges that are zero on the target whatever the map says, ascending; whole chunks.
-    pub blanked: &'a [Range<u64>],
+    /// Chunks that may be zero on the target whatever the map says.
+    pub lost: Option<&'a Lost>,
     /// Whether a range of the target that cannot be read counts as different; if not, it is an
     /// error.
     pub bears_errors: bool,
@@ -77,9 +77,8 @@ impl Comparison<'_> {
 
     fn produce(&self, marks: &Marks, pool: &BufferPool, feeder: &Feeder<'_, Probe>) -> Result<()> {
         // Damaged nodes are told by the pass that writes; here they are as good as zero.
-        let untold = Ranges::default();
         let mut expected =
-            Expected { cursor: self.job.cursor(), nodes: self.job.nodes(&untold)?, run: None };
+            Expected { cursor: self.job.cursor(), nodes: self.job.nodes(None)?, run: None };
         let limit = Limit::new(self.context.limit_bytes_per_s);
         let mut ahead =
             Ahead::new(self.target, self.engine, pool, feeder, |(chunks, expected), bytes| {
@@ -155,7 +154,7 @@ impl Comparison<'_> {
             self.context.cancel.check()?;
             let (span, entry) = expected.run(&rest)?;
             let bytes = self.job.bytes_of(&span);
-            if entry.id().is_some() && !holds(self.blanked, bytes.start) {
+            if entry.id().is_some() && !self.is_lost(span.start) {
                 marks.mark(span.clone());
             }
             self.context.observer.advance(bytes.end - bytes.start);
@@ -180,7 +179,7 @@ impl Comparison<'_> {
             let place = self.job.bytes_of(&(chunk..chunk + 1));
             let (from, to) =
                 ((place.start - range.start) as usize, (place.end - range.start) as usize);
-            let is_equal = bytes.get(from..to).is_some_and(|bytes| self.is(bytes, entry, &place));
+            let is_equal = bytes.get(from..to).is_some_and(|bytes| self.is(bytes, entry, chunk));
             if !is_equal {
                 marks.mark(chunk..chunk + 1);
             }
@@ -188,12 +187,17 @@ impl Comparison<'_> {
         Ok(range.end - range.start)
     }
 
-    /// Whether these bytes of the target are what the map says.
-    fn is(&self, bytes: &[u8], entry: &Entry, place: &Range<u64>) -> bool {
+    /// Whether these bytes of the target are what the map says, or stand for what is lost.
+    fn is(&self, bytes: &[u8], entry: &Entry, chunk: u64) -> bool {
         match entry.id() {
-            Some(id) if !holds(self.blanked, place.start) => chunk_id(bytes) == *id,
-            _ => is_zero(bytes),
+            // A whole chunk may count as lost with its neighbours.
+            Some(id) => chunk_id(bytes) == *id || self.is_lost(chunk) && is_zero(bytes),
+            None => is_zero(bytes),
         }
+    }
+
+    fn is_lost(&self, chunk: u64) -> bool {
+        self.lost.is_some_and(|lost| lost.holds(chunk))
     }
 }
 
@@ -215,8 +219,7 @@ impl Sample {
     /// # Errors
     /// `Interrupted`; of reading the map.
     pub fn of(job: &Job, target: &dyn Target, cancel: &Cancel) -> Result<Sample> {
-        let untold = Ranges::default();
-        let (mut cursor, mut nodes) = (job.cursor(), job.nodes(&untold)?);
+        let (mut cursor, mut nodes) = (job.cursor(), job.nodes(None)?);
         let chunks = job.shape.chunk_count();
         let stride = (chunks / SAMPLE_CHUNKS).max(1);
         let mut bytes = vec![0; job.shape.chunk_len() as usize];

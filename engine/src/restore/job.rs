@@ -10,7 +10,7 @@ use voltar_format::map::{Node, Shape, span_of_node};
 use voltar_format::walk::{Cursor, NodeSource};
 use voltar_format::{ChunkIndex, Id};
 
-use super::ranges::Ranges;
+use super::lost::Lost;
 use crate::archive::format_error;
 use crate::archive::index::Index;
 use crate::archive::open::Archive;
@@ -64,11 +64,12 @@ impl Job {
         Cursor::new(self.shape, self.volume.root)
     }
 
-    /// Where the map's nodes come from; damaged ones are told to `lost`, if damage is borne.
+    /// Where the map's nodes come from; damaged ones are told to `lost`, if damage is borne and
+    /// somebody wants to know.
     ///
     /// # Errors
     /// Out of memory.
-    pub fn nodes<'a>(&'a self, lost: &'a Ranges) -> Result<Nodes<'a>> {
+    pub fn nodes<'a>(&'a self, lost: Option<&'a Lost>) -> Result<Nodes<'a>> {
         let store = Store::new(self.archive.home.clone(), self.index.clone())?;
         Ok(Nodes { job: self, store, lost })
     }
@@ -131,7 +132,7 @@ impl Job {
 pub struct Nodes<'a> {
     job: &'a Job,
     store: Store,
-    lost: &'a Ranges,
+    lost: Option<&'a Lost>,
 }
 
 impl NodeSource for Nodes<'_> {
@@ -140,27 +141,28 @@ impl NodeSource for Nodes<'_> {
     fn node(&mut self, id: &Id, shape: &Shape, level: u8, number: u64) -> Result<Node> {
         match self.store.node(id, shape, level, number) {
             Err(error) if self.job.bears(&error) => {
-                self.lost.add(covered(shape, level, number));
+                self.lost.iter().for_each(|lost| lost.add(covered(shape, level, number)));
                 let children = shape.child_count(level, number);
                 Ok(Node { level, entries: vec![voltar_format::map::Entry::Zero; children] })
             }
             Err(error) if error.is_damage() => {
-                Err(self.job.lost(&covered(shape, level, number), error))
+                let bytes = self.job.bytes_of(&covered(shape, level, number));
+                Err(self.job.lost(&bytes, error))
             }
             other => other,
         }
     }
 }
 
-/// The bytes of the volume that node `number` at `level` covers.
+/// The chunks of the volume that node `number` at `level` covers.
 fn covered(shape: &Shape, level: u8, number: u64) -> Range<u64> {
-    let span = span_of_node(level).saturating_mul(u64::from(shape.chunk_len()));
-    let start = number.saturating_mul(span).min(shape.size());
-    start..start.saturating_add(span).min(shape.size())
+    let (span, count) = (span_of_node(level), shape.chunk_count());
+    let start = number.saturating_mul(span).min(count);
+    start..start.saturating_add(span).min(count)
 }
 
 /// What has been done to the target so far; told by all stages.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Tally {
     /// Bytes written as data.
     pub written: AtomicU64,
@@ -168,13 +170,20 @@ pub struct Tally {
     pub zeroed: AtomicU64,
     /// Bytes proven equal and left alone.
     pub kept: AtomicU64,
-    /// Ranges the archive could not give.
-    pub damaged: Ranges,
+    /// What the archive could not give.
+    pub lost: Lost,
     touched: AtomicBool,
     methods: Mutex<BTreeSet<&'static str>>,
 }
 
 impl Tally {
+    /// Of a restore that lost nothing yet, nor did anything.
+    pub fn new(lost: Lost) -> Tally {
+        let (written, zeroed, kept) = Default::default();
+        let (touched, methods) = Default::default();
+        Tally { written, zeroed, kept, lost, touched, methods }
+    }
+
     /// Notes that the target's bytes are about to change.
     pub fn touch(&self) {
         self.touched.store(true, Ordering::Release);

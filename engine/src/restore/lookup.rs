@@ -95,7 +95,7 @@ impl<'a> Lookup<'a> {
         tally: &'a Tally,
         context: &'a Context,
     ) -> Result<Lookup<'a>> {
-        let (cursor, nodes) = (job.cursor(), job.nodes(&tally.damaged)?);
+        let (cursor, nodes) = (job.cursor(), job.nodes(Some(&tally.lost))?);
         Ok(Lookup {
             job,
             marks,
@@ -173,7 +173,7 @@ impl<'a> Lookup<'a> {
                 Ok(())
             }
             Err(error) if self.job.bears(&error) => {
-                self.tally.damaged.add(bytes);
+                self.tally.lost.add(chunks.clone());
                 self.zero(&chunks, filling);
                 Ok(())
             }

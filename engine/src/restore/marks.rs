@@ -47,6 +47,11 @@ impl Marks {
         }
     }
 
+    /// Whether the chunk is marked.
+    pub fn is_marked(&self, chunk: u64) -> bool {
+        self.bit(chunk >> self.unit_shift)
+    }
+
     /// The start of `chunks`, as long as all are marked or all are not, and which of the two.
     /// `chunks` is not empty.
     pub fn span(&self, chunks: Range<u64>) -> (Range<u64>, bool) {

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use super::compare::{Comparison, Sample};
 use super::job::{Job, Tally, Target};
 use super::lookup::Lookup;
+use super::lost::{LISTED_MAX, Lost};
 use super::marks::Marks;
-use super::ranges::reported;
 use super::read::{frame_buffer_len, produce};
 use super::work::{PIECE_BUFFER_LEN, Shop};
 use super::write::Writer;
@@ -18,7 +18,7 @@ use crate::limit::Limit;
 use crate::observe::Phase;
 use crate::options::{Context, Delta, IoEngine};
 use crate::pipeline::{self, Plan};
-use crate::report::VolumeRestore;
+use crate::report::{ByteRange, VolumeRestore};
 
 /// Ranges named in an error; more are counted.
 const NAMED_MAX: usize = 8;
@@ -75,7 +75,8 @@ impl<'a> Restore<'a> {
         context: &'a Context,
         engine: IoEngine,
     ) -> Restore<'a> {
-        let (tally, sizes) = (Tally::default(), Sizes::new(context));
+        let sizes = Sizes::new(context);
+        let tally = Tally::new(Lost::new(job.shape.chunk_count(), sizes.marks));
         Restore { job, target, how, tally, context, engine, sizes }
     }
 
@@ -117,7 +118,7 @@ impl<'a> Restore<'a> {
     /// # Errors
     /// As [`rehearse`](Self::rehearse).
     pub fn look_ahead(&self) -> Result<()> {
-        self.find_all(&Tally::default())
+        self.find_all(&Tally::new(Lost::new(self.job.shape.chunk_count(), self.sizes.marks)))
     }
 
     fn find_all(&self, tally: &Tally) -> Result<()> {
@@ -140,19 +141,18 @@ impl<'a> Restore<'a> {
     pub fn prove(&self) -> Result<()> {
         self.context.observer.phase(Phase::ReadBack, Some(self.job.shape.size()));
         let marks = self.marks();
-        let blanked = self.tally.damaged.merged();
-        self.comparison(&blanked, false).run(&marks, self.sizes.compares)?;
-        let different: Vec<Range<u64>> =
-            marks.marked().map(|chunks| self.job.bytes_of(&chunks)).collect();
-        match different.first() {
+        self.comparison(Some(&self.tally.lost), false).run(&marks, self.sizes.compares)?;
+        let mut different = marks.marked().map(|chunks| self.job.bytes_of(&chunks));
+        match different.next() {
             None => Ok(()),
-            Some(first) => Err(self.mismatch(&different, first.clone())),
+            Some(first) => Err(self.mismatch(first, different)),
         }
     }
 
     /// The report's entry for this volume, complete or not.
     pub fn report(&self, complete: bool) -> VolumeRestore {
         let volume = &self.job.volume;
+        let (damaged, damaged_unlisted, damaged_bytes) = self.damaged();
         let count = |number: &std::sync::atomic::AtomicU64| number.load(Ordering::Relaxed);
         VolumeRestore {
             name: volume.name.clone(),
@@ -167,18 +167,33 @@ impl<'a> Restore<'a> {
             unreadable: volume
                 .unreadable
                 .iter()
-                .map(|(offset, length)| crate::report::ByteRange {
-                    offset: *offset,
-                    length: *length,
-                })
+                .map(|(offset, length)| ByteRange { offset: *offset, length: *length })
                 .collect(),
-            damaged: self.tally.damaged.merged().iter().map(reported).collect(),
+            damaged,
+            damaged_unlisted,
+            damaged_bytes,
         }
+    }
+
+    /// What the archive could not give: the first ranges, how many more there are, and the bytes
+    /// of all.
+    fn damaged(&self) -> (Vec<ByteRange>, u64, u64) {
+        let (mut listed, mut unlisted, mut bytes) = (Vec::new(), 0, 0);
+        for chunks in self.tally.lost.ranges() {
+            let range = self.job.bytes_of(&chunks);
+            let length = range.end - range.start;
+            bytes += length;
+            match listed.len() < LISTED_MAX {
+                true => listed.push(ByteRange { offset: range.start, length }),
+                false => unlisted += 1,
+            }
+        }
+        (listed, unlisted, bytes)
     }
 
     /// Marks what differs, if a comparison is wanted and may pay.
     fn compare(&self) -> Result<Option<Marks>> {
-        let comparison = self.comparison(&[], true);
+        let comparison = self.comparison(None, true);
         let is_wanted = match self.how.delta {
             _ if self.how.blank => false,
             _ if self.how.resumes => true,
@@ -209,11 +224,11 @@ impl<'a> Restore<'a> {
         Marks::new(self.job.shape.chunk_count(), self.sizes.marks)
     }
 
-    fn comparison<'c>(&'c self, blanked: &'c [Range<u64>], bears_errors: bool) -> Comparison<'c> {
+    fn comparison<'c>(&'c self, lost: Option<&'c Lost>, bears_errors: bool) -> Comparison<'c> {
         Comparison {
             job: self.job,
             target: self.target,
-            blanked,
+            lost,
             bears_errors,
             context: self.context,
             engine: self.engine,
@@ -257,13 +272,14 @@ impl<'a> Restore<'a> {
         writer.finish()
     }
 
-    fn mismatch(&self, different: &[Range<u64>], first: Range<u64>) -> Error {
-        let named: Vec<String> = different
-            .iter()
+    fn mismatch(&self, first: Range<u64>, rest: impl Iterator<Item = Range<u64>>) -> Error {
+        let mut all = std::iter::once(first.clone()).chain(rest);
+        let named: Vec<String> = all
+            .by_ref()
             .take(NAMED_MAX)
             .map(|range| format!("{:#x}..{:#x}", range.start, range.end))
             .collect();
-        let more = match different.len().saturating_sub(NAMED_MAX) {
+        let more = match all.count() {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
@@ -275,7 +291,10 @@ impl<'a> Restore<'a> {
             .on(self.target.label())
             .at(first)
             .meaning("these ranges of the target are not what the snapshot holds")
-            .hint("the device or its cabling loses data: look at the kernel's log, try another target")
+            .hint(
+                "the device or its cabling loses data: look at the kernel's log, try another \
+                 target",
+            )
     }
 
     /// `error` with what it means for the target.

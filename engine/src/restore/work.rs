@@ -191,9 +191,9 @@ impl Shop<'_> {
             let last = items.last().map_or(0..0, bytes);
             return Err(self.job.lost(&(first.start..last.end), error));
         }
-        for range in items.iter().map(bytes) {
-            self.tally.damaged.add(range.clone());
-            self.zero(&range)?;
+        for item in items {
+            self.tally.lost.add(item.chunk..item.chunk + 1);
+            self.zero(&bytes(item))?;
         }
         Ok(())
     }

@@ -31,6 +31,10 @@ fn volumes(report: &RestoreReport, view: &View) -> String {
     for volume in &report.volumes {
         page.push_str(&ranges("unreadable at backup in", &volume.name, &volume.unreadable));
         page.push_str(&ranges("damaged in the archive of", &volume.name, &volume.damaged));
+        if volume.damaged_unlisted > 0 {
+            let more = text::count(volume.damaged_unlisted, "more range");
+            page.push_str(&format!("  and {more}, {} in all\n", size_cell(volume.damaged_bytes)));
+        }
         if view.verbose {
             let (name, root) = (text::clean(&volume.name), text::clean(&volume.root));
             let method = text::clean(&volume.zero_method);
@@ -88,6 +92,8 @@ mod tests {
             zero_method: "write-zeroes".into(),
             unreadable: Vec::new(),
             damaged: vec![ByteRange { offset: 0, length: 65536 }],
+            damaged_unlisted: 0,
+            damaged_bytes: 65536,
         };
         Restore {
             report: RestoreReport {
@@ -111,6 +117,16 @@ mod tests {
              \x20 0x0..0x10000 (64 KiB)\n\
              snapshot 0123456789ab restored in 16 s, 512 MiB/s, read back and proven equal\n"
         );
+    }
+
+    #[test]
+    fn what_is_not_listed_is_counted() {
+        let mut restore = restore();
+        let volume = &mut restore.report.volumes[0];
+        (volume.damaged_unlisted, volume.damaged_bytes) = (904, 5000 << 16);
+        let text = restore.human(&view());
+        let counted = "  0x0..0x10000 (64 KiB)\n  and 904 more ranges, 312.5 MiB in all\n";
+        assert!(text.contains(counted), "{text}");
     }
 
     #[test]
