@@ -17,6 +17,7 @@ mod partial;
 mod readme;
 mod reports;
 mod signals;
+mod syscalls;
 mod together;
 
 use std::collections::BTreeSet;
