@@ -395,7 +395,8 @@ pub struct SalvageReport {
     pub frames: u64,
     /// What was made of the snapshots, in the order of the log.
     pub snapshots: Vec<SalvagedSnapshot>,
-    /// Places where a commit is known to have been and cannot be read.
+    /// Places where a commit is known to have been and cannot be read, and a block behind the last
+    /// commit that cannot be read and may have held one.
     pub lost_commits: Vec<ByteRange>,
     /// Parts of the log without a commit, and commits without a readable manifest, of which nobody
     /// knows which volumes they hold. Their items serve wherever something names them.

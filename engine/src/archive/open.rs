@@ -118,16 +118,29 @@ impl Archive {
                 (None, Err(error)) => return Err(error),
             },
         };
-        let mut search = Search::new(&*home, id);
-        let last = search.last_commit(len)?;
-        let lost = search.lost;
-        let unread = match (search.unread, &last) {
+        match Archive::found(home, id, header)? {
             // Nothing says whether the archive is empty.
-            (Some((_, error)), None) => return Err(error),
-            (Some((at, _)), Some(last)) => Some(at).filter(|at| *at >= last.end()),
-            (None, _) => None,
-        };
-        Ok(Archive { home, id, header, last, lost, unread })
+            (Archive { last: None, .. }, Some(error)) => Err(error),
+            (archive, _) => Ok(archive),
+        }
+    }
+
+    /// The archive `id` as a search from the file's end finds it, and why the block in `unread`
+    /// cannot be read.
+    ///
+    /// # Errors
+    /// `UnsupportedFormat`; `Damaged` for an archive made to exhaust the search.
+    pub fn found(
+        home: Arc<dyn Home>,
+        id: ArchiveId,
+        header: Result<Header, FormatError>,
+    ) -> Result<(Archive, Option<Error>)> {
+        let mut search = Search::new(&*home, id);
+        let last = search.last_commit(length(&*home)?)?;
+        let lost = search.lost;
+        let end = last.as_ref().map_or(LogOffset(BLOCK), Commit::end);
+        let (unread, error) = search.unread.filter(|(at, _)| *at >= end).unzip();
+        Ok((Archive { home, id, header, last, lost, unread }, error))
     }
 
     /// What messages call it.
@@ -189,6 +202,14 @@ fn foreign(home: &dyn Home) -> Error {
 /// The system's.
 pub fn length(home: &dyn Home) -> Result<u64> {
     home.len().map_err(|error| Error::io("cannot ask the length of", home.label(), error))
+}
+
+/// The archive's header.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn read_header(home: &dyn Home) -> Result<Header, FormatError> {
+    decode_header(&length(home).and_then(|len| first_block(home, len)))
 }
 
 /// The header in the first block.

@@ -25,11 +25,11 @@ use std::time::Instant;
 use voltar_format::limits::BLOCK_LEN;
 use voltar_format::record::{RecordHead, RecordKind};
 use voltar_format::segment::Footer;
-use voltar_format::{ArchiveId, FormatError, LogOffset, Structure, wire};
+use voltar_format::{ArchiveId, LogOffset, wire};
 
 use crate::archive::blocks::blocks;
 use crate::archive::chain::{Link, links};
-use crate::archive::open::{Archive, find_last_commit, length};
+use crate::archive::open::{Archive, length, read_header};
 use crate::archive::{Home, read_into};
 use crate::device::open::{create_target_file, open_archive_reader};
 use crate::error::{ErrorKind, Result};
@@ -103,10 +103,12 @@ pub fn open(home: Arc<dyn Home>, context: &Context) -> Result<Archive> {
     if !matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotAnArchive | ErrorKind::Io) {
         return Err(error);
     }
-    let id = any_record(&*home, context)?.ok_or(error)?;
-    let lost = FormatError::new(Structure::Header, "F-001", "it is lost");
-    let last = find_last_commit(&*home, id, length(&*home)?)?;
-    Ok(Archive { home, id, header: Err(lost), last, lost: None, unread: None })
+    let header = read_header(&*home);
+    let id = match &header {
+        Ok(header) => header.archive_id,
+        Err(_) => any_record(&*home, context)?.ok_or(error)?,
+    };
+    Ok(Archive::found(home, id, header)?.0)
 }
 
 /// The archive that the first whole record head in a file belongs to.
@@ -227,7 +229,8 @@ fn lost_commits(archive: &Archive, links: &[Link]) -> Vec<ByteRange> {
     let mut lost: Vec<ByteRange> = chained
         .map(|range| ByteRange { offset: range.start, length: range.end - range.start })
         .collect();
-    // Of the last one it is known where it began.
-    lost.extend(archive.lost.map(|at| ByteRange { offset: at.0, length: BLOCK }));
+    // Of the last one it is known where it began, or what may hide it.
+    let last = archive.lost_commit().map(|(at, _)| ByteRange { offset: at.0, length: BLOCK });
+    lost.extend(last);
     lost
 }

@@ -228,6 +228,40 @@ fn an_older_commit_that_is_lost_is_named() {
 }
 
 #[test]
+fn the_newest_commit_is_named_lost_whatever_else_is() {
+    let mut case = Case::small();
+    let third = noise(4, case.disks[1].len());
+    case = Case::of([case.disks, vec![third]].concat());
+    let commits = case.records("commit");
+    // A third backup that was interrupted: the segment it sealed names the second's commit.
+    case.bytes.truncate(case.records("data").pop().unwrap().end as usize);
+    case.zero(commits[1].clone());
+    for without in [0..0, 0..4096, 0..8192] {
+        case.zero(without.clone());
+        let report = case.salvage();
+        let lost: Vec<u64> = report.lost_commits.iter().map(|range| range.offset).collect();
+        assert_eq!(lost, [commits[1].start], "without {without:?}");
+        assert!(!report.complete, "without {without:?}");
+        assert_eq!(report.snapshots.len(), 3, "without {without:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_read_may_have_been_a_commit() {
+    let case = Case::small();
+    let bad = case.records("commit")[0].end..case.bytes.len() as u64;
+    let faults = vec![Fault::BadRange { range: bad.clone(), errno: 5 }];
+    let plan = FaultPlan { faults, ..FaultPlan::default() };
+    let home = HostileDevice::new(holding(&case.bytes), plan);
+    let archive = salvage::open(Arc::new(home), &context()).unwrap();
+    let report = salvage::salvage_archive(&archive, Arc::new(blank()), &context()).unwrap();
+    assert!(!report.complete);
+    assert_eq!(missing(&report), [0]);
+    let lost: Vec<u64> = report.lost_commits.iter().map(|range| range.offset).collect();
+    assert_eq!(lost, [bad.end - 4096]);
+}
+
+#[test]
 fn without_commit_and_root_chunks_go_where_they_say_they_belong() {
     let mut case = Case::small();
     // The second snapshot's nodes are in one frame: what it shares is not known to be its.
