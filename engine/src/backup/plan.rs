@@ -21,7 +21,9 @@ use crate::archive::{Home, format_error};
 use crate::device::Device;
 use crate::device::file::{FileDevice, FileIdentity};
 use crate::device::loops::share_bytes;
-use crate::device::open::{open_archive_stdout, open_archive_writer, sync_directory, try_lock};
+use crate::device::open::{
+    lock, lock_archive, open_archive_stdout, open_archive_writer, sync_directory,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::{ArchiveHome, BackupRequest, Changes, Context, Dedup, ParentChoice};
 use crate::source::{Change, Degraded, Proof, View, check_coverage, file};
@@ -147,7 +149,7 @@ pub fn open_target(
     }
     let device = open_archive_writer(path)?;
     refuse_source(device.identity(), sources, device.label())?;
-    lock(device.file(), device.label())?;
+    lock_archive(&device)?;
     open_home(Arc::new(device), request.dry_run, || sync_directory(path))
 }
 
@@ -182,18 +184,6 @@ fn refuse_source(archive: &FileIdentity, sources: &[FileIdentity], label: &str) 
             .meaning("nothing was written")
             .hint("choose another place for the archive")),
         false => Ok(()),
-    }
-}
-
-/// Takes the archive's lock, or says that another writer holds it.
-fn lock(archive: &File, label: &str) -> Result<()> {
-    match try_lock(archive) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Error::new(ErrorKind::Busy, "another writer holds the archive")
-            .on(label)
-            .meaning("nothing was changed")
-            .hint("wait until it is done, and run this again")),
-        Err(error) => Err(Error::io("cannot lock the archive", label, error)),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fs::{File, FileType, Metadata, OpenOptions, TryLockError};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -155,6 +155,39 @@ pub fn try_lock(file: &File) -> io::Result<bool> {
             Err(TryLockError::WouldBlock) => return Ok(false),
             Err(TryLockError::Error(error)) => return Err(error),
         }
+    }
+}
+
+/// Takes the lock of an archive that is open to be written.
+///
+/// # Errors
+/// `Busy` if another writer holds it, or held it and took the file away: what is written to a file
+/// without a name is lost with the last process that has it open.
+pub fn lock_archive(archive: &FileDevice) -> Result<()> {
+    lock(archive.file(), archive.label())?;
+    let named = std::fs::metadata(archive.path());
+    let identity = archive.identity();
+    match named.is_ok_and(|named| (named.dev(), named.ino()) == (identity.dev, identity.ino)) {
+        true => Ok(()),
+        false => Err(Error::new(ErrorKind::Busy, "another writer has removed the archive")
+            .on(archive.label())
+            .meaning("nothing was changed")
+            .hint("run this again")),
+    }
+}
+
+/// Takes the lock of a file that an archive is written to, or says that another writer holds it.
+///
+/// # Errors
+/// `Busy`; the system's.
+pub fn lock(archive: &File, label: &str) -> Result<()> {
+    match try_lock(archive) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::new(ErrorKind::Busy, "another writer holds the archive")
+            .on(label)
+            .meaning("nothing was changed")
+            .hint("wait until it is done, and run this again")),
+        Err(error) => Err(Error::io("cannot lock the archive", label, error)),
     }
 }
 
@@ -349,6 +382,26 @@ mod tests {
         assert_eq!(open_archive_writer(&path).unwrap().len().unwrap(), 5);
         assert_eq!(open_archive_reader(&path).unwrap().len().unwrap(), 5);
         assert!(open_archive_writer(folder.path()).is_err());
+    }
+
+    #[test]
+    fn an_archive_is_locked_by_one_writer_and_under_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("archive");
+        let open = || open_archive_writer(&path).unwrap();
+        let refusal = |device: &FileDevice| {
+            let error = lock_archive(device).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Busy);
+            error.message().to_owned()
+        };
+        let (first, second) = (open(), open());
+        lock_archive(&first).unwrap();
+        assert!(refusal(&second).contains("holds the archive"));
+        std::fs::remove_file(&path).unwrap();
+        drop(first);
+        assert!(refusal(&second).contains("removed the archive"));
+        lock_archive(&open()).unwrap();
+        assert!(refusal(&second).contains("removed the archive"));
     }
 
     #[test]

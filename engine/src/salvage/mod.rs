@@ -31,8 +31,10 @@ use crate::archive::blocks::blocks;
 use crate::archive::chain::{Link, links};
 use crate::archive::open::{Archive, length, read_header};
 use crate::archive::{Home, read_into};
-use crate::device::open::{create_target_file, open_archive_reader};
-use crate::error::{ErrorKind, Result};
+use crate::device::Device;
+use crate::device::file::FileDevice;
+use crate::device::open::{create_target_file, lock_archive, open_archive_reader};
+use crate::error::{Error, ErrorKind, Result};
 use crate::observe::Phase;
 use crate::options::Context;
 use crate::report::{ByteRange, SalvageReport, SalvagedSnapshot};
@@ -48,14 +50,30 @@ const BLOCK: u64 = BLOCK_LEN as u64;
 ///
 /// # Errors
 /// Of opening; `Io` if `new` exists or cannot be written; `Interrupted`. `new` is removed then.
+/// `Busy` if another writer got hold of `new`, which is its then.
 pub fn run(archive: &Path, new: &Path, context: &Context) -> Result<SalvageReport> {
     context.observer.phase(Phase::Open, None);
     let archive = open(Arc::new(open_archive_reader(archive)?), context)?;
-    let home = create_target_file(new, 0)?;
-    salvage_archive(&archive, Arc::new(home), context).inspect_err(|_| {
-        // It was created above, and is of no use; the error says more than this one would.
+    // Here, too, so that the lock is held until a file of no use is removed.
+    let home = Arc::new(create(new)?);
+    salvage_archive(&archive, Arc::clone(&home) as _, context).inspect_err(|_| {
+        // It was created above; the error says more than this one would.
         let _ = std::fs::remove_file(new);
     })
+}
+
+/// Creates the file of the new archive, which is ours alone as long as it is open.
+fn create(new: &Path) -> Result<FileDevice> {
+    let home = create_target_file(new, 0)?;
+    lock_archive(&home)?;
+    match length(&home)? {
+        0 => Ok(home),
+        // It was locked, written and released since it was created.
+        _ => Err(Error::new(ErrorKind::Busy, "another writer has begun an archive there")
+            .on(home.label())
+            .meaning("nothing was changed")
+            .hint("name another file")),
+    }
 }
 
 /// As [`run`], from an open archive into an empty home.

@@ -5,6 +5,7 @@ use std::fs;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use nix::sys::signal::Signal;
 use voltar_tests::command::words;
 use voltar_tests::sectors::{Found, SECTOR_LEN, compare, stamped};
 use voltar_tests::skip::skip;
@@ -46,6 +47,32 @@ fn two_writers_take_turns() {
     assert!(done >= 4, "a round in which nobody wrote: {done}");
     let verify = voltar(&scratch, "verify a.voltar").json();
     assert_eq!(verify["snapshots"], done);
+}
+
+#[test]
+fn nobody_writes_to_an_archive_that_is_being_salvaged() {
+    let scratch = Scratch::new();
+    // Enough for several writes of the new archive.
+    let bytes = stamped(1, 0, 1, 8 * LEN);
+    scratch.write("disk", &bytes);
+    voltar(&scratch, "backup disk a.voltar --compression store").ok();
+    let mut salvage = voltar(&scratch, "inspect a.voltar --salvage new.voltar").start();
+    let len = || fs::metadata(scratch.path("new.voltar")).map_or(0, |metadata| metadata.len());
+    assert!(salvage.until(|| len() > 0), "there was no new archive");
+    // Wherever it stands now, it stays there.
+    salvage.signal(Signal::SIGSTOP);
+    let before = len();
+    let refused = voltar(&scratch, "backup disk new.voltar").run().expect(7);
+    assert!(refused.stderr.contains("another writer holds the archive"), "{}", refused.stderr);
+    assert_eq!(len(), before);
+    assert!(!salvage.is_over(), "the backup came too late");
+    salvage.signal(Signal::SIGCONT);
+    salvage.wait().expect(0);
+    voltar(&scratch, "backup disk new.voltar").ok();
+    let verify = voltar(&scratch, "verify new.voltar").json();
+    assert_eq!(verify["snapshots"], 2);
+    voltar(&scratch, "restore new.voltar@latest~1 out").ok();
+    compare(&scratch.read("out"), &bytes).unwrap();
 }
 
 /// Two restores onto one file: never both, and what is there is one of them.
