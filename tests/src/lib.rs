@@ -5,6 +5,7 @@
 pub mod command;
 pub mod data;
 pub mod device;
+pub mod filter;
 pub mod guest;
 pub mod sectors;
 pub mod skip;

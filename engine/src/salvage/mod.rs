@@ -33,7 +33,7 @@ use crate::archive::open::{Archive, length, read_header};
 use crate::archive::{Home, read_into};
 use crate::device::Device;
 use crate::device::file::FileDevice;
-use crate::device::open::{create_target_file, lock_archive, open_archive_reader};
+use crate::device::open::{create_target_file, lock_archive, open_archive_reader, sync_directory};
 use crate::error::{Error, ErrorKind, Result};
 use crate::observe::Phase;
 use crate::options::Context;
@@ -56,7 +56,8 @@ pub fn run(archive: &Path, new: &Path, context: &Context) -> Result<SalvageRepor
     let archive = open(Arc::new(open_archive_reader(archive)?), context)?;
     // Here, too, so that the lock is held until a file of no use is removed.
     let home = Arc::new(create(new)?);
-    salvage_archive(&archive, Arc::clone(&home) as _, context).inspect_err(|_| {
+    let keep_name = || sync_directory(new);
+    salvage_into(&archive, Arc::clone(&home) as _, keep_name, context).inspect_err(|_| {
         // It was created above; the error says more than this one would.
         let _ = std::fs::remove_file(new);
     })
@@ -76,7 +77,7 @@ fn create(new: &Path) -> Result<FileDevice> {
     }
 }
 
-/// As [`run`], from an open archive into an empty home.
+/// As [`run`], from an open archive into an empty home without a name.
 ///
 /// # Errors
 /// As [`run`].
@@ -85,9 +86,18 @@ pub fn salvage_archive(
     home: Arc<dyn Home>,
     context: &Context,
 ) -> Result<SalvageReport> {
+    salvage_into(archive, home, || Ok(()), context)
+}
+
+fn salvage_into(
+    archive: &Archive,
+    home: Arc<dyn Home>,
+    keep_name: impl FnOnce() -> Result<()>,
+    context: &Context,
+) -> Result<SalvageReport> {
     let started = Instant::now();
     let links = links(archive)?;
-    let mut target = Target::new(home, context)?;
+    let mut target = Target::new(home, keep_name, context)?;
     let end = length(&*archive.home)? / BLOCK * BLOCK;
     context.observer.phase(Phase::Verify, Some(end));
     let copied = copy::copy(archive, stretches(&links, end), &mut target)?;

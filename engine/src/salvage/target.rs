@@ -32,13 +32,17 @@ pub(super) struct Target<'a> {
 }
 
 impl<'a> Target<'a> {
-    /// Makes an empty archive in `home`.
+    /// Makes an empty archive in `home`, whose name `keep_name` makes durable before.
     ///
     /// # Errors
     /// Of writing it; `Internal` if `home` holds an archive.
-    pub fn new(home: Arc<dyn Home>, context: &'a Context) -> Result<Target<'a>> {
+    pub fn new(
+        home: Arc<dyn Home>,
+        keep_name: impl FnOnce() -> Result<()>,
+        context: &'a Context,
+    ) -> Result<Target<'a>> {
         let engine = io_engine::choose(context)?;
-        let archive = match open_home(home, false, || Ok(()))? {
+        let archive = match open_home(home, false, keep_name)? {
             plan::Target::Archive(archive) if archive.last.is_none() => *archive,
             _ => return Err(Error::new(ErrorKind::Internal, "the new archive is not empty")),
         };

@@ -5,9 +5,12 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use nix::errno::Errno;
+use nix::libc::SYS_fsync;
 use serde_json::Value;
 use voltar_tests::command::words;
 use voltar_tests::device::system;
+use voltar_tests::filter::Refusal;
 use voltar_tests::sectors::{compare, stamped};
 use voltar_tests::{Loop, Mount, Ran, Running, Scratch, Voltar, is_root, skip};
 
@@ -291,4 +294,25 @@ fn a_source_device_that_is_detached_meanwhile_is_read_to_its_end() {
     source.detach().unwrap();
     running.wait().expect(0);
     assert_holds(&scratch, "a.voltar", &bytes);
+}
+
+#[test]
+fn an_archive_whose_name_cannot_be_made_durable_is_not_begun() {
+    let test = "an_archive_whose_name_cannot_be_made_durable_is_not_begun";
+    // Files are made durable by fdatasync; fsync is for directories.
+    let Some(refusal) = Refusal::new(test, SYS_fsync, Errno::EIO) else { return };
+    let scratch = Scratch::new();
+    scratch.write("disk", &stamped(1, 0, 1, MIB));
+    voltar(&scratch, "backup disk a.voltar").ok();
+    let refused = |line: &str| {
+        let ran = refusal.voltar(&scratch).args(words(line)).run().expect(1);
+        assert!(ran.stderr.contains("cannot sync the directory"), "{line}: {}", ran.stderr);
+    };
+    refused("backup disk new.voltar");
+    assert_eq!(scratch.read("new.voltar"), b"", "a header was written");
+    fs::remove_file(scratch.path("new.voltar")).unwrap();
+    refused("inspect a.voltar --salvage new.voltar");
+    assert!(!scratch.path("new.voltar").exists(), "a file of no use was left");
+    // An archive that is there has its name.
+    refusal.voltar(&scratch).args(words("backup disk a.voltar")).ok();
 }
