@@ -1,7 +1,8 @@
 //! The second pass: maps of what was found, the rest unreadable.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::sync::Arc;
 
 use voltar_format::Id;
 use voltar_format::frame::ItemKind;
@@ -21,10 +22,15 @@ use crate::error::{ErrorKind, Result};
 /// Whole subtrees that are remembered, 24 bytes each and what a hash table takes on top; beyond
 /// that the memory starts anew, which costs time.
 const WHOLE_MAX: usize = 1 << 20;
-/// Other subtrees that are remembered.
+/// Other subtrees that are known to be broken.
 const BROKEN_MAX: usize = 256 << 10;
-/// Such subtrees walked again, so that what is missing is named exactly wherever they stand; a map
-/// made to repeat one without end gets its whole range named instead.
+/// Broken subtrees of which it is remembered what became of them, 80 bytes each and what a hash
+/// table takes on top, and the ranges that are missing of them, 16 bytes each.
+const MENDED_MAX: usize = 128 << 10;
+const MENDED_RANGES_MAX: usize = 512 << 10;
+/// Nodes read for one map, over and above as many as the archive holds items. No map that was made
+/// of a volume needs them, but for one larger than what is remembered that repeats itself; of one
+/// made to repeat itself without end the rest is given up.
 const REPEATS_MAX: u64 = 1 << 20;
 
 /// What a full subtree is known by.
@@ -45,9 +51,19 @@ pub(super) struct Maps {
     whole: HashSet<Key>,
     /// Full subtrees of which something is not.
     broken: HashSet<Key>,
-    /// Those of the latter that were rebuilt once.
-    rebuilt: HashSet<Key>,
-    repeats: u64,
+    /// What became of the latter.
+    mended: HashMap<Key, Mended>,
+    /// Ranges in `mended`.
+    mended_ranges: usize,
+}
+
+/// What became of a broken subtree.
+#[derive(Clone)]
+struct Mended {
+    /// The node in its place; none if nothing of it is left.
+    node: Option<Id>,
+    /// What is missing, in bytes from where it begins.
+    missing: Arc<[Range<u64>]>,
 }
 
 impl Maps {
@@ -56,8 +72,8 @@ impl Maps {
     /// # Errors
     /// Out of memory.
     pub fn new(target: &Target<'_>) -> Result<Maps> {
-        let (whole, broken, rebuilt) = Default::default();
-        Ok(Maps { store: target.store()?, whole, broken, rebuilt, repeats: 0 })
+        let (whole, broken, mended) = Default::default();
+        Ok(Maps { store: target.store()?, whole, broken, mended, mended_ranges: 0 })
     }
 
     /// Whether all of a map is there, and nothing in it is unreadable.
@@ -107,15 +123,22 @@ impl Maps {
         Ok(true)
     }
 
-    /// Whether a broken subtree was rebuilt so often that it is no longer looked into.
-    fn is_worn_out(&mut self, shape: &Shape, at: At) -> bool {
-        let Some(key) = key(shape, at) else { return false };
-        if self.rebuilt.contains(&key) {
-            self.repeats += 1;
-        } else if self.rebuilt.len() < BROKEN_MAX {
-            self.rebuilt.insert(key);
+    /// Forgets what is broken: nodes were added that others may lack.
+    pub fn look_anew(&mut self) {
+        self.broken.clear();
+        self.mended.clear();
+        self.mended_ranges = 0;
+    }
+
+    /// Remembers what became of a subtree.
+    fn remember(&mut self, key: Key, mended: Mended) {
+        let ranges = self.mended_ranges + mended.missing.len();
+        if self.mended.len() >= MENDED_MAX || ranges > MENDED_RANGES_MAX {
+            self.mended.clear();
+            self.mended_ranges = 0;
         }
-        self.repeats > REPEATS_MAX
+        self.mended_ranges += mended.missing.len();
+        self.mended.insert(key, mended);
     }
 
     /// The node, if it is there and fits its place.
@@ -161,8 +184,11 @@ impl Rebuild<'_, '_> {
     pub fn run(self, root: Option<Id>) -> Result<Rebuilt> {
         let (builder, level) = (MapBuilder::new(self.shape), self.shape.root_level());
         let chunks = 0..self.shape.chunk_count();
-        let (nodes, missing) = Default::default();
-        let mut work = Work { with: self, builder, nodes, missing, told: 0 };
+        let runs = self.target.index.runs();
+        let items = runs.iter().map(|run| run.entry_count);
+        let reads_left = items.fold(REPEATS_MAX, u64::saturating_add);
+        let (nodes, finished, missing) = Default::default();
+        let mut work = Work { with: self, builder, nodes, finished, missing, reads_left, told: 0 };
         match root {
             Some(id) => work.node(At { id, level, number: 0 })?,
             None => work.fill(chunks, level + 1)?,
@@ -184,7 +210,11 @@ struct Work<'a, 't> {
     with: Rebuild<'a, 't>,
     builder: MapBuilder,
     nodes: Vec<BuiltNode>,
+    /// The nodes that the last entry finished, and a few before.
+    finished: Vec<At>,
     missing: Vec<Range<u64>>,
+    /// Nodes that may still be read.
+    reads_left: u64,
     /// Chunks that the observer was told of.
     told: u64,
 }
@@ -192,24 +222,72 @@ struct Work<'a, 't> {
 impl Work<'_, '_> {
     /// Adds a subtree, or what else is known of its place.
     fn node(&mut self, at: At) -> Result<()> {
-        let Rebuild { maps, target, shape, .. } = &mut self.with;
-        if at.level < shape.root_level() && maps.is_whole_at(target, shape, at)? {
-            self.builder.push_at(at.level + 1, Entry::Data(at.id), &mut self.nodes);
-            return self.flush();
+        let Rebuild { maps, target, shape, positions, .. } = &mut self.with;
+        if at.level == shape.root_level() {
+            return self.rebuild(at);
         }
-        if maps.is_worn_out(shape, at) {
-            let chunks = chunks_of(shape, at);
-            return self.miss(chunks);
+        if maps.is_whole_at(target, shape, at)? {
+            return self.put(at.level, Some(at.id));
         }
-        match maps.node(shape, at)? {
-            None => {
-                let chunks = chunks_of(shape, at);
-                self.fill(chunks, at.level)
+        // What positions say is of one place.
+        match key(shape, at).filter(|_| positions.is_none()) {
+            Some(key) => self.mend(at, key),
+            None => self.rebuild(at),
+        }
+    }
+
+    /// Adds what becomes of a full, broken subtree: the same wherever it stands.
+    fn mend(&mut self, at: At, key: Key) -> Result<()> {
+        let shape = &self.with.shape;
+        let start = bytes_of(shape, &chunks_of(shape, at)).start;
+        let mended = match self.with.maps.mended.get(&key).cloned() {
+            Some(mended) => {
+                self.put(at.level, mended.node)?;
+                mended
             }
+            None => self.mend_anew(at, key, start)?,
+        };
+        let missing = mended.missing.iter();
+        missing.for_each(|range| self.name_missing(start + range.start..start + range.end));
+        Ok(())
+    }
+
+    /// Rebuilds a subtree that begins at byte `start`, and remembers what became of it.
+    fn mend_anew(&mut self, at: At, key: Key, start: u64) -> Result<Mended> {
+        let before = std::mem::take(&mut self.missing);
+        self.rebuild(at)?;
+        let missing = std::mem::replace(&mut self.missing, before).into_iter();
+        let is_it = |node: &&At| (node.level, node.number) == (at.level, at.number);
+        let mended = Mended {
+            node: self.finished.iter().find(is_it).map(|node| node.id),
+            missing: missing.map(|range| range.start - start..range.end - start).collect(),
+        };
+        // What was given up here may be there elsewhere.
+        if self.reads_left > 0 {
+            self.with.maps.remember(key, mended.clone());
+        }
+        Ok(mended)
+    }
+
+    /// Adds the entries of a node, or what else is known of its place.
+    fn rebuild(&mut self, at: At) -> Result<()> {
+        let Rebuild { maps, shape, .. } = &mut self.with;
+        let chunks = chunks_of(shape, at);
+        let Some(left) = self.reads_left.checked_sub(1) else { return self.miss(chunks) };
+        self.reads_left = left;
+        match maps.node(shape, at)? {
+            None => self.fill(chunks, at.level),
             Some(node) => {
                 children(at, &node).try_for_each(|(number, entry)| self.child(at, number, entry))
             }
         }
+    }
+
+    /// Adds a subtree of `level` that is in the new archive, or one of which nothing is left.
+    fn put(&mut self, level: u8, node: Option<Id>) -> Result<()> {
+        let entry = node.map_or(Entry::Unreadable, Entry::Data);
+        self.builder.push_at(level + 1, entry, &mut self.nodes);
+        self.flush()
     }
 
     /// Adds entry `number` of the level of the node at `at`.
@@ -224,7 +302,7 @@ impl Work<'_, '_> {
             Entry::Data(_) | Entry::Zero => self.push(entry, chunks),
             Entry::Unreadable | Entry::Partial(_) => {
                 if positions.is_some() {
-                    self.name_missing(&chunks);
+                    self.name_missing(bytes_of(shape, &chunks));
                 }
                 self.push(entry, chunks)
             }
@@ -251,12 +329,11 @@ impl Work<'_, '_> {
 
     /// Adds chunks that are not there.
     fn miss(&mut self, chunks: Range<u64>) -> Result<()> {
-        self.name_missing(&chunks);
+        self.name_missing(bytes_of(&self.with.shape, &chunks));
         self.push(Entry::Unreadable, chunks)
     }
 
-    fn name_missing(&mut self, chunks: &Range<u64>) {
-        let bytes = bytes_of(&self.with.shape, chunks);
+    fn name_missing(&mut self, bytes: Range<u64>) {
         match self.missing.last_mut() {
             Some(last) if last.end == bytes.start => last.end = bytes.end,
             _ => self.missing.push(bytes),
@@ -280,6 +357,9 @@ impl Work<'_, '_> {
         let bytes = bytes_of(shape, &(self.told..self.builder.position()));
         target.context.observer.advance(bytes.end - bytes.start);
         self.told = self.builder.position();
+        let at = |node: &BuiltNode| At { id: node.id, level: node.level, number: node.number };
+        self.finished.clear();
+        self.finished.extend(self.nodes.iter().map(at));
         session.append_nodes(&mut self.nodes, *volume, &target.known, NODES_PER_FRAME)
     }
 }

@@ -125,6 +125,7 @@ impl Snapshots {
         let mut manifest = manifest_of(&note);
         let mut session = target.session()?;
         let missing = self.rebuild(target, &mut session, &mut manifest, Some(&tables))?;
+        self.maps.look_anew();
         let sizes = manifest.volumes.iter().map(|volume| 0..volume.size);
         let is_empty = missing.iter().zip(sizes).all(|(lost, all)| *lost == [all]);
         let id = match is_empty {

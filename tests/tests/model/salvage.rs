@@ -1,7 +1,7 @@
 //! Salvage against plain byte vectors: whatever is destroyed, each byte that is not named missing
 //! is right, and the new archive is whole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rand::rngs::StdRng;
@@ -11,6 +11,7 @@ use voltar_engine::archive::open::Archive;
 use voltar_engine::archive::resume::adopt;
 use voltar_engine::archive::session::Session;
 use voltar_engine::archive::spans::spans;
+use voltar_engine::archive::store::Store;
 use voltar_engine::backup::plan::{Target, open_home};
 use voltar_engine::device::Device;
 use voltar_engine::device::hostile::{Fault, FaultPlan, HostileDevice};
@@ -19,12 +20,13 @@ use voltar_engine::inspect;
 use voltar_engine::options::{BackupRequest, Compression, IoEngine, OnReadError};
 use voltar_engine::report::{SalvageReport, SalvagedSnapshot};
 use voltar_engine::salvage;
-use voltar_format::checksum::{crc32c, node_id};
+use voltar_format::checksum::{chunk_id, crc32c, node_id};
 use voltar_format::frame::{ChunkEntry, ItemKind, node_index};
-use voltar_format::manifest::{Manifest, Volume};
-use voltar_format::map::{Entry, Node, Shape};
+use voltar_format::manifest::{Manifest, Note, NoteVolume, Volume};
+use voltar_format::map::{Entry, Node, Shape, span_of_node};
 use voltar_format::record::RecordKind;
 use voltar_format::segment::Table;
+use voltar_format::walk::{Cursor, NodeSource};
 use voltar_format::{Id, LogOffset};
 
 use super::rig::{
@@ -35,6 +37,7 @@ use super::rig::{
 const CHUNK: usize = 4096;
 
 /// An archive, and what its snapshots held, oldest first.
+#[derive(Clone)]
 struct Case {
     bytes: Vec<u8>,
     disks: Vec<Vec<u8>>,
@@ -85,8 +88,8 @@ impl Case {
         records.map(|record| record.offset..record.offset + record.length).collect()
     }
 
-    /// Frames that hold an item of a kind whose index in the volume is this.
-    fn frames(&self, kind: ItemKind, index: u64) -> Vec<std::ops::Range<u64>> {
+    /// All frames, by the tables: where they are, and what they hold.
+    fn all_frames(&self) -> Vec<(std::ops::Range<usize>, Vec<ChunkEntry>)> {
         let archive = self.archive();
         let (start, end) = (LogOffset(4096), archive.end());
         let mut found = Vec::new();
@@ -95,15 +98,30 @@ impl Case {
             let at = (span.range.start + u64::from(footer.table_offset)) as usize;
             let table = Table::decode(&self.bytes[at..at + footer.table_len as usize]).unwrap();
             for (frame, items) in table.iter() {
-                let start = span.range.start + u64::from(frame.offset);
-                let is_it =
-                    |item: &ChunkEntry| item.item_kind() == Some(kind) && item.index == index;
-                if items.iter().any(is_it) {
-                    found.push(start..start + u64::from(frame.stored_len));
-                }
+                let start = span.range.start as usize + frame.offset as usize;
+                found.push((start..start + frame.stored_len as usize, items.to_vec()));
             }
         }
         found
+    }
+
+    /// Frames that hold an item of a kind whose index in the volume is this.
+    fn frames(&self, kind: ItemKind, index: u64) -> Vec<std::ops::Range<u64>> {
+        let is_it = |item: &ChunkEntry| item.item_kind() == Some(kind) && item.index == index;
+        let frames = self.all_frames().into_iter().filter(|(_, items)| items.iter().any(is_it));
+        frames.map(|(range, _)| range.start as u64..range.end as u64).collect()
+    }
+
+    /// The items that only those frames hold that are not in `damaged` as they are here.
+    fn lost_in(&self, damaged: &[u8]) -> BTreeSet<Id> {
+        let frames = self.all_frames();
+        let (kept, spoilt): (Vec<_>, Vec<_>) = frames
+            .iter()
+            .partition(|(range, _)| damaged.get(range.clone()) == Some(&self.bytes[range.clone()]));
+        let ids = |frames: Vec<&(_, Vec<ChunkEntry>)>| -> BTreeSet<Id> {
+            frames.iter().flat_map(|(_, items)| items.iter().map(|item| item.id)).collect()
+        };
+        &ids(spoilt) - &ids(kept)
     }
 
     /// Salvages, and holds the result against what was backed up.
@@ -154,6 +172,59 @@ impl Case {
         let number = self.times.iter().position(|time| *time == made.time_ns).unwrap();
         assert_eq!(self.disks[number].len() as u64, size);
         self.disks[number].clone()
+    }
+}
+
+/// Of snapshots whose commits are whole no more is missing than what hangs on items in `lost`.
+/// Returns how many chunks are.
+fn bound(report: &SalvageReport, whole: &Case, lost: &BTreeSet<Id>) -> usize {
+    let archive = whole.archive();
+    let mut missing = 0;
+    for snapshot in snapshots(&archive).unwrap() {
+        let id = Some(snapshot.id.to_hex());
+        let Some(made) = report.snapshots.iter().find(|made| made.original == id) else { continue };
+        let volume = &snapshot.manifest.volumes[0];
+        let shape = volume.shape().unwrap();
+        let mut store = Store::new(Arc::clone(&archive.home), Index::of(&archive)).unwrap();
+        let mut may = vec![false; shape.chunk_count() as usize];
+        mark_lost(&mut store, &shape, lost, (volume.root, shape.root_level(), 0), &mut may);
+        for range in &made.volumes[0].missing {
+            let end = (range.offset + range.length).div_ceil(CHUNK as u64);
+            let chunks = &may[range.offset as usize / CHUNK..end as usize];
+            assert!(!chunks.contains(&false), "not all of {range:?} was lost: {chunks:?}");
+            missing += chunks.len();
+        }
+        let pieces = snapshot.manifest.attached.iter().flat_map(|file| &file.pieces);
+        let has_lost = pieces.into_iter().any(|piece| lost.contains(piece));
+        assert!(made.missing_files.is_empty() || has_lost, "{:?}", made.missing_files);
+    }
+    missing
+}
+
+/// Marks the chunks below a node (id, level, number) that are lost or below a lost node.
+fn mark_lost(
+    store: &mut Store,
+    shape: &Shape,
+    lost: &BTreeSet<Id>,
+    (id, level, number): (Id, u8, u64),
+    marks: &mut [bool],
+) {
+    if lost.contains(&id) {
+        let from = (number * span_of_node(level)) as usize;
+        let below = marks[from..].iter_mut().take(span_of_node(level) as usize);
+        return below.for_each(|mark| *mark = true);
+    }
+    let node = store.node(&id, shape, level, number).unwrap();
+    for (number, entry) in (number * 256..).zip(node.entries) {
+        match entry {
+            Entry::Data(id) if level > 0 => {
+                mark_lost(store, shape, lost, (id, level - 1, number), marks);
+            }
+            Entry::Data(id) | Entry::Partial(id) if lost.contains(&id) => {
+                marks[number as usize] = true;
+            }
+            _ => {}
+        }
     }
 }
 
@@ -439,8 +510,8 @@ fn an_archive_inside_an_archive_says_nothing_of_the_outer_one() {
 
 #[test]
 fn whatever_is_destroyed_no_byte_is_wrong() {
-    let mut salvaged = 0;
-    for_seeds("salvage", 60, |seed| {
+    let (mut salvaged, mut bounded) = (0, 0);
+    let seeds = for_seeds("salvage", 60, |seed| {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut disks = vec![disk_like(&mut rng, 300 * CHUNK + 17)];
         for _ in 0..rng.random_range(0..3) {
@@ -452,7 +523,8 @@ fn whatever_is_destroyed_no_byte_is_wrong() {
             }
             disks.push(next);
         }
-        let mut case = Case::of(disks);
+        let whole = Case::of(disks);
+        let mut case = whole.clone();
         let blocks = case.bytes.len() / 4096;
         for _ in 0..rng.random_range(0..8) {
             let at = rng.random_range(0..blocks) as u64 * 4096;
@@ -460,10 +532,120 @@ fn whatever_is_destroyed_no_byte_is_wrong() {
         }
         let archive = salvage::open(Arc::new(holding(&case.bytes)), &context());
         if archive.is_ok() {
-            salvaged += case.salvage().snapshots.len();
+            let report = case.salvage();
+            bounded += bound(&report, &whole, &whole.lost_in(&case.bytes));
+            salvaged += report.snapshots.len();
         }
     });
     assert!(salvaged > 0);
+    // One seed alone may have lost nothing.
+    assert!(bounded > 0 || seeds == 1);
+}
+
+/// A session that writes to `home` behind what is there.
+fn session(home: &MemoryDevice) -> Session {
+    let Target::Archive(archive) = open_home(Arc::new(home.clone()), false, || Ok(())).unwrap()
+    else {
+        panic!("an archive")
+    };
+    let index = Index::of(&archive);
+    let fresh = Arc::new(Fresh::default());
+    let beginning = adopt(&archive, &index, &fresh, &context()).unwrap();
+    let engine = IoEngine::Blocking;
+    Session::in_home(&archive, index, fresh, beginning, engine, 2, false).unwrap()
+}
+
+/// Stores a node; its id.
+fn store_node(session: &mut Session, level: u8, entries: Vec<Entry>) -> Id {
+    let bytes = Node { level, entries }.encode();
+    let id = node_id(&bytes);
+    session.append_item(id, &bytes, ItemKind::Node, 0, node_index(level, 0)).unwrap();
+    id
+}
+
+/// As [`store_node`], a full node: `first`, and zeroes behind.
+fn store_first(session: &mut Session, level: u8, mut first: Vec<Entry>) -> Id {
+    first.resize(256, Entry::Zero);
+    store_node(session, level, first)
+}
+
+/// Stores full nodes of 256 times the same child from `levels.start` on; the id of the last.
+fn store_repeating(session: &mut Session, levels: std::ops::Range<u8>, child: Id) -> Id {
+    levels.fold(child, |id, level| store_node(session, level, vec![Entry::Data(id); 256]))
+}
+
+/// Stores what a session says of a volume of this shape.
+fn store_note(session: &mut Session, shape: &Shape) {
+    let (size, chunk_size) = (shape.size(), shape.chunk_len());
+    let volumes = vec![NoteVolume { name: "disk".into(), size, chunk_size }];
+    let note = Note { time_ns: 0, host: String::new(), program: String::new(), volumes };
+    let bytes = serde_json::to_vec(&note).unwrap();
+    session.append_item(chunk_id(&bytes), &bytes, ItemKind::Note, 0, 0).unwrap();
+}
+
+/// What a commit says of the volume with this map.
+fn manifest(shape: &Shape, root: Id, time_ns: i64) -> Vec<u8> {
+    let volume = Volume {
+        name: "disk".into(),
+        size: shape.size(),
+        chunk_size: shape.chunk_len(),
+        root,
+        source: String::new(),
+        change_source: "none".into(),
+        proof: BTreeMap::new(),
+        degraded: None,
+        unreadable: Vec::new(),
+        new_bytes: 0,
+    };
+    let manifest = Manifest {
+        time_ns,
+        host: String::new(),
+        program: String::new(),
+        parent: None,
+        tags: BTreeMap::new(),
+        volumes: vec![volume],
+        attached: Vec::new(),
+    };
+    manifest.encode().unwrap()
+}
+
+/// What is in no archive here.
+const NOWHERE: Id = Id([1; 32]);
+
+#[test]
+fn however_many_snapshots_share_a_damage_each_lacks_no_more_than_it() {
+    const SNAPSHOTS: usize = 260;
+    const LEAVES: u64 = 4096;
+    let chunk = CHUNK as u64;
+    let shape = Shape::new(LEAVES * 256 * chunk, CHUNK as u32).unwrap();
+    let home = blank();
+    let mut first = session(&home);
+    let good = noise(1, CHUNK);
+    let good_id = chunk_id(&good);
+    first.append_item(good_id, &good, ItemKind::Chunk, 0, 1).unwrap();
+    // A chunk in each leaf is lost, and one is there.
+    let leaf = store_first(&mut first, 0, vec![Entry::Data(NOWHERE), Entry::Data(good_id)]);
+    let inner = store_repeating(&mut first, 1..2, leaf);
+    let root = store_node(&mut first, 2, vec![Entry::Data(inner); 16]);
+    first.commit(&manifest(&shape, root, 0)).unwrap();
+    for time in 1..SNAPSHOTS as i64 {
+        session(&home).commit(&manifest(&shape, root, time)).unwrap();
+    }
+    let case = Case { bytes: home.bytes(), disks: Vec::new(), times: Vec::new() };
+    let (report, new) = case.salvaged();
+    assert_eq!(missing(&report), [LEAVES * chunk; SNAPSHOTS]);
+    let made = snapshots(&new).unwrap();
+    let volume = &made[0].manifest.volumes[0];
+    assert!(made.iter().all(|snapshot| snapshot.manifest.volumes[0].root == volume.root));
+    let mut store = Store::new(Arc::clone(&new.home), Index::of(&new)).unwrap();
+    let mut cursor = Cursor::new(shape, volume.root);
+    for leaf in 0..LEAVES {
+        for (number, want) in [(0, Entry::Unreadable), (1, Entry::Data(good_id)), (2, Entry::Zero)]
+        {
+            let at = cursor.entry_at(&mut store, 0, leaf * 256 + number).unwrap();
+            assert_eq!(at.entry, want, "chunk {number} of leaf {leaf}");
+        }
+    }
 }
 
 #[test]
@@ -471,47 +653,57 @@ fn a_map_that_repeats_what_is_lost_comes_to_an_end() {
     within(120, "salvage", || {
         let shape = Shape::new(1 << 60, 1 << 20).unwrap();
         let home = blank();
-        let Target::Archive(archive) = open_home(Arc::new(home.clone()), false, || Ok(())).unwrap()
-        else {
-            panic!("a new archive")
-        };
-        let index = Index::new(Arc::clone(&archive.home), Vec::new());
-        let fresh = Arc::new(Fresh::default());
-        let beginning = adopt(&archive, &index, &fresh, &context()).unwrap();
-        let engine = IoEngine::Blocking;
-        let mut session =
-            Session::in_home(&archive, index, fresh, beginning, engine, 2, false).unwrap();
+        let mut session = session(&home);
+        store_note(&mut session, &shape);
         // A tree of 256 times the same child on each level; the leaf is nowhere.
-        let mut id = Id([1; 32]);
-        for level in 1..=shape.root_level() {
-            let node = Node { level, entries: vec![Entry::Data(id); 256] };
-            let bytes = node.encode();
-            id = node_id(&bytes);
-            session.append_item(id, &bytes, ItemKind::Node, 0, node_index(level, 0)).unwrap();
-        }
-        let volume = Volume {
-            name: "disk".into(),
-            size: shape.size(),
-            chunk_size: shape.chunk_len(),
-            root: id,
-            source: String::new(),
-            change_source: "none".into(),
-            proof: BTreeMap::new(),
-            degraded: None,
-            unreadable: Vec::new(),
-            new_bytes: 0,
-        };
-        let manifest = Manifest {
-            time_ns: 0,
-            host: String::new(),
-            program: String::new(),
-            parent: None,
-            tags: BTreeMap::new(),
-            volumes: vec![volume],
-            attached: Vec::new(),
-        };
-        session.commit(&manifest.encode().unwrap()).unwrap();
-        let case = Case { bytes: home.bytes(), disks: Vec::new(), times: Vec::new() };
+        let root = store_repeating(&mut session, 1..shape.root_level() + 1, NOWHERE);
+        session.commit(&manifest(&shape, root, 0)).unwrap();
+        let mut case = Case { bytes: home.bytes(), disks: Vec::new(), times: Vec::new() };
         assert_eq!(missing(&case.salvaged().0), [1 << 60]);
+        let commit = case.records("commit").remove(0);
+        case.zero(commit);
+        assert_eq!(missing(&case.salvaged().0), [1 << 60]);
+    });
+}
+
+#[test]
+fn a_map_of_more_damages_than_are_remembered_comes_to_an_end() {
+    within(120, "salvage", || {
+        let shape = Shape::new(1 << 60, CHUNK as u32).unwrap();
+        assert_eq!(shape.root_level(), 5);
+        let home = blank();
+        let mut session = session(&home);
+        // Four times 65536 leaves that lack a chunk each, no two the same, and behind them a tree
+        // of 256 times the same child on each level, without a leaf.
+        let mut lost = (0u64..).map(|number| {
+            let mut id = [2; 32];
+            id[..8].copy_from_slice(&number.to_le_bytes());
+            Entry::Data(Id(id))
+        });
+        let mut level_2 = Vec::new();
+        for _ in 0..4 {
+            let mut level_1 = Vec::new();
+            for _ in 0..256 {
+                let leaves = lost.by_ref().take(256);
+                let leaves = leaves.map(|chunk| store_first(&mut session, 0, vec![chunk]));
+                let leaves = leaves.map(Entry::Data).collect();
+                level_1.push(Entry::Data(store_node(&mut session, 1, leaves)));
+            }
+            level_2.push(Entry::Data(store_node(&mut session, 2, level_1)));
+        }
+        let level_3 = store_first(&mut session, 3, level_2);
+        let distinct = store_first(&mut session, 4, vec![Entry::Data(level_3)]);
+        let repeating = store_repeating(&mut session, 1..5, NOWHERE);
+        let both = vec![Entry::Data(distinct), Entry::Data(repeating)];
+        let root = store_first(&mut session, 5, both);
+        session.commit(&manifest(&shape, root, 0)).unwrap();
+        let case = Case { bytes: home.bytes(), disks: Vec::new(), times: Vec::new() };
+        let (report, _) = case.salvaged();
+        let subtree = 1 << 52;
+        let last = report.snapshots[0].volumes[0].missing.last().unwrap();
+        assert_eq!(last.offset + last.length, 2 * subtree);
+        // Of the distinct leaves so many ranges are missing that they become fewer, wider ones.
+        let lost = missing(&report)[0];
+        assert!((subtree..subtree + (4 << 36)).contains(&lost), "{lost:#x}");
     });
 }
