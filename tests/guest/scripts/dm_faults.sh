@@ -151,8 +151,8 @@ archive_that_fails() {
     expect 0 voltar backup disk home/a.voltar --json
     committed=$(jq -r .snapshot out)
     sectors write disk 1 2 0 32768
-    start voltar backup disk home/a.voltar --compression store --limit 8M --json
-    until_long home/a.voltar $(($(stat -c %s home/a.voltar) + 4194304))
+    start voltar backup disk home/a.voltar --compression store --limit 3M --json
+    until_long home/a.voltar $(($(stat -c %s home/a.voltar) + 2097152))
     table home "$($kind "$D1" "$all")"
     ends "$status"
     # Only what the disk has, and no more of what the page cache says.
