@@ -90,7 +90,7 @@ impl Archive {
         }
         Err(self.no_such_snapshot(match passed {
             0 => "the archive holds no snapshot".to_owned(),
-            passed => format!("the archive holds no more than {}", count(passed, "snapshot")),
+            passed => format!("the archive holds only {}", count(passed, "snapshot")),
         }))
     }
 
