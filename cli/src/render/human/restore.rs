@@ -125,7 +125,7 @@ mod tests {
         let volume = &mut restore.report.volumes[0];
         (volume.damaged_unlisted, volume.damaged_bytes) = (904, 5000 << 16);
         let text = restore.human(&view());
-        let counted = "  0x0..0x10000 (64 KiB)\n  and 904 more ranges, 312.5 MiB in all\n";
+        let counted = "  0x0..0x10000 (64 KiB)\n  and 904 more ranges, 312 MiB in all\n";
         assert!(text.contains(counted), "{text}");
     }
 
