@@ -28,17 +28,21 @@ pub fn chunk_id(bytes: &[u8]) -> Id {
 /// The id of a map node. The derived key keeps a guest that writes a node's bytes into a chunk
 /// from making the two share a name.
 pub fn node_id(bytes: &[u8]) -> Id {
-    derived("voltar 2026-11-21 map node", &[bytes])
+    derived("voltar 2026-11-21 map node", bytes)
 }
 
 /// The hash a segment's footer carries over its table, or an index run's over its pages.
 pub fn body_hash(pieces: &[&[u8]]) -> Id {
-    derived("voltar 2026-11-21 segment body", pieces)
+    let mut hasher = BodyHasher::new();
+    for piece in pieces {
+        hasher.add(piece);
+    }
+    hasher.finish()
 }
 
 /// The hash a commit carries over its content.
 pub fn commit_hash(bytes: &[u8]) -> Id {
-    derived("voltar 2026-11-21 commit", &[bytes])
+    derived("voltar 2026-11-21 commit", bytes)
 }
 
 /// The hash a commit carries over the body hashes of the segments it seals.
@@ -107,18 +111,14 @@ impl Default for BodyHasher {
 /// A snapshot's id: the first half of the hash of its manifest's bytes. It does not depend on
 /// where in a log the snapshot lies, so that a copy keeps it.
 pub fn snapshot_id(manifest: &[u8]) -> SnapshotId {
-    let Id(hash) = derived("voltar 2026-11-21 manifest", &[manifest]);
+    let Id(hash) = derived("voltar 2026-11-21 manifest", manifest);
     let mut half = [0; 16];
     half.iter_mut().zip(hash).for_each(|(to, from)| *to = from);
     SnapshotId(half)
 }
 
-fn derived(context: &str, pieces: &[&[u8]]) -> Id {
-    let mut hasher = blake3::Hasher::new_derive_key(context);
-    for piece in pieces {
-        hasher.update(piece);
-    }
-    Id(*hasher.finalize().as_bytes())
+fn derived(context: &str, bytes: &[u8]) -> Id {
+    Id(blake3::derive_key(context, bytes))
 }
 
 #[cfg(test)]
