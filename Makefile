@@ -10,7 +10,7 @@ SOAK_CASES ?= 5000
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: all build test demo bench bench-memory fuzz soak mutants lint fmt deps clean help
+.PHONY: all build test demo bench bench-memory fuzz fuzz-corpora soak mutants lint fmt deps clean help
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ bench-memory: build ## peak memory on a 16 TiB sparse volume
 
 fuzz: ## every fuzz target for FUZZ_SECONDS (default 600)
 	@fuzz/smoke.sh --seconds $(FUZZ_SECONDS)
+
+fuzz-corpora: ## keep what fuzzing found worth keeping: minimised, in fuzz/corpora
+	@fuzz/smoke.sh --minimise
 
 soak: ## random histories for SOAK_SECONDS, SOAK_KILLS signals, SOAK_CASES cases per property
 	@SOAK_SECONDS=$(SOAK_SECONDS) SOAK_KILLS=$(SOAK_KILLS) SOAK_CASES=$(SOAK_CASES) tests/soak.sh

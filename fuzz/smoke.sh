@@ -2,7 +2,8 @@
 # Builds the fuzz targets and runs each for a few seconds on its seeds.
 #
 #   fuzz/smoke.sh                   all targets, FUZZ_SMOKE_SECONDS (3) each
-#   fuzz/smoke.sh --seconds 600     a long run; corpora grow in fuzz/corpus
+#   fuzz/smoke.sh --seconds 600     a long run; corpora grow in fuzz/corpus, from those in fuzz/corpora
+#   fuzz/smoke.sh --minimise        what of fuzz/corpus adds coverage, packed into fuzz/corpora
 #   fuzz/smoke.sh frame archive     these targets only
 #
 # It needs neither cargo-fuzz nor a nightly compiler: the flags below are those that cargo-fuzz gives, and
@@ -15,11 +16,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 seconds=${FUZZ_SMOKE_SECONDS:-3}
 replay=
+minimise=
 jobs=$(nproc)
 wanted=()
 while (($#)); do
     case $1 in
         --seconds) seconds=$2; shift ;;
+        --minimise) minimise=yes ;;
         --replay) replay=$(realpath "$2"); shift ;;
         --jobs) jobs=$2; shift ;;
         -*) echo "unknown option: $1" >&2; exit 2 ;;
@@ -76,17 +79,45 @@ trap 'rm -rf "$scratch"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# one TARGET: runs it, prints one line; the whole output only if it fails.
-one() {
-    local target=$1 log=$scratch/$1.log corpus=$scratch/corpus/$1 verdict=0 golden
-    local seeds=("seeds/$1")
-    if [[ $target == archive ]]; then
+# seeds_of TARGET: where its inputs lie that are kept as files, into `seeds`.
+seeds_of() {
+    local golden
+    seeds=("seeds/$1")
+    if [[ $1 == archive ]]; then
         for golden in ../format/vectors/{accept,reject}; do
             [[ ! -d $golden ]] || seeds+=("$golden")
         done
     fi
+}
+
+# pack TARGET: its corpus without what adds nothing to the seeds, the same bytes for the same inputs.
+pack() {
+    local target=$1 least=$scratch/least/$1 seeds
+    [[ -d corpus/$target ]] || return 0
+    seeds_of "$target"
+    mkdir -p "$least" corpora
+    "$bin/$target" "${limits[@]}" -merge=1 "$least" "${seeds[@]}" "corpus/$target" >"$scratch/$target.log" 2>&1 \
+        || { tail -n 20 "$scratch/$target.log"; return 1; }
+    tar -C "$least" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf - . \
+        | zstd -q -f -19 --long=27 -o "corpora/$target.tar.zst"
+    printf '%-10s %5d inputs, %d KiB\n' "$target" "$(find "$least" -type f | wc -l)" \
+        "$(($(stat -c %s "corpora/$target.tar.zst") / 1024))"
+}
+
+if [[ -n $minimise ]]; then
+    for target in "${wanted[@]}"; do pack "$target"; done
+    exit
+fi
+
+# one TARGET: runs it, prints one line; the whole output only if it fails.
+one() {
+    local target=$1 log=$scratch/$1.log corpus=$scratch/corpus/$1 verdict=0 seeds
+    seeds_of "$target"
     [[ -n $smoke ]] || corpus=corpus/$target
     mkdir -p "$corpus" "artifacts/$target"
+    if [[ -z $smoke && -f corpora/$target.tar.zst ]]; then
+        zstd -q -d -c --long=27 "corpora/$target.tar.zst" | tar -C "$corpus" -xf - --skip-old-files
+    fi
     "$bin/$target" "${limits[@]}" -max_total_time="$seconds" -print_final_stats=1 -verbosity=1 \
         -artifact_prefix="artifacts/$target/" "$corpus" "${seeds[@]}" >"$log" 2>&1 </dev/null || verdict=$?
     local runs coverage
