@@ -162,12 +162,16 @@ pub fn try_lock(file: &File) -> io::Result<bool> {
 ///
 /// # Errors
 /// `Busy` if another writer holds it, or held it and took the file away: what is written to a file
-/// without a name is lost with the last process that has it open.
+/// without a name is lost with the last process that has it open. `Io` if that cannot be found out.
 pub fn lock_archive(archive: &FileDevice) -> Result<()> {
     lock(archive.file(), archive.label())?;
-    let named = std::fs::metadata(archive.path());
     let identity = archive.identity();
-    match named.is_ok_and(|named| (named.dev(), named.ino()) == (identity.dev, identity.ino)) {
+    let has_name = match std::fs::metadata(archive.path()) {
+        Ok(named) => (named.dev(), named.ino()) == (identity.dev, identity.ino),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(error) => return Err(in_words("cannot look at the archive", archive.path(), error)),
+    };
+    match has_name {
         true => Ok(()),
         false => Err(Error::new(ErrorKind::Busy, "another writer has removed the archive")
             .on(archive.label())
