@@ -3,7 +3,7 @@
 #
 #   fuzz/smoke.sh                   all targets, FUZZ_SMOKE_SECONDS (3) each
 #   fuzz/smoke.sh --seconds 600     a long run; corpora grow in fuzz/corpus, from those in fuzz/corpora
-#   fuzz/smoke.sh --minimise        what of fuzz/corpus adds coverage, packed into fuzz/corpora
+#   fuzz/smoke.sh --minimise        the least of seeds and fuzz/corpus that covers as much, into fuzz/corpora
 #   fuzz/smoke.sh frame archive     these targets only
 #
 # It needs neither cargo-fuzz nor a nightly compiler: the flags below are those that cargo-fuzz gives, and
@@ -90,7 +90,7 @@ seeds_of() {
     fi
 }
 
-# pack TARGET: its corpus without what adds nothing to the seeds, the same bytes for the same inputs.
+# pack TARGET: the least of its seeds and its corpus that covers as much as all of them.
 pack() {
     local target=$1 least=$scratch/least/$1 seeds
     [[ -d corpus/$target ]] || return 0

@@ -17,8 +17,8 @@ use crate::observe::Phase;
 use crate::options::{Context, Selector};
 use crate::report::{DiffExtent, DiffReport, VolumeDiff, VolumeSummary};
 
-/// Extents that all volumes of a report have at most: 128 MiB of them. Of small chunks written at
-/// random, a TiB or so.
+/// Extents that all volumes of a report have at most: 128 MiB of them. If none touches another, as
+/// many chunks: 256 GiB in chunks of 64 KiB.
 const EXTENTS_MAX: usize = 4 << 20;
 
 /// What differs between two snapshots, in the volumes that both hold and in which there are; or in

@@ -320,9 +320,9 @@ fn encode_page(number: u64, count: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     page
 }
 
-/// Builds a run from entries in ascending order, one pass. Holds the pages between the slot of the
-/// newest entry and that of its bucket: of hashed ids a few hundred, of crafted ones as many as
-/// there are entries, so that whoever takes ids from elsewhere bounds
+/// Builds a run from entries in ascending order, one pass. Holds the pages from the group of the
+/// newest entry's bucket to its slot: of hashed ids those of a group or two, of crafted ones as
+/// many as the entries fill, so that whoever takes ids from elsewhere bounds
 /// [`pages_held`](RunBuilder::pages_held).
 #[derive(Debug)]
 pub struct RunBuilder {

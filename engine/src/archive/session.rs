@@ -32,7 +32,7 @@ const SPILL_ITEMS: usize = 384 << 10;
 const MERGE_RUNS: usize = 8;
 
 /// Pages that the index being written may hold back in memory: 32 MiB. Ids are hashes, of which
-/// it holds back a few hundred.
+/// it holds back a group or two, some hundred pages.
 const HELD_PAGES_MAX: usize = 8 << 10;
 
 /// Writes in flight.
