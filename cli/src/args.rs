@@ -103,7 +103,7 @@ pub struct ResourceArgs {
 /// Arguments of `backup`.
 #[derive(Args, Debug)]
 pub struct BackupArgs {
-    /// What to back up: [NAME=]PATH of a block device or a file
+    /// What to back up: [NAME=]PATH of a block device or a file, lvm:GROUP/VOLUME or zfs:POOL/VOLUME
     #[arg(required = true, value_name = "SOURCE")]
     pub sources: Vec<OsString>,
     /// Where to: a file, created if missing, or `-` for standard output
@@ -140,6 +140,46 @@ pub struct BackupArgs {
     #[arg(long, value_enum, default_value = "fail", value_name = "fail|record")]
     #[arg(hide_possible_values = true)]
     pub on_read_error: ReadErrors,
+    /// Hold volumes still by snapshots where their kind has them (`auto`), or read them as they are
+    #[arg(
+        long,
+        value_enum,
+        default_value = "auto",
+        value_name = "auto|off",
+        help_heading = "Holding still"
+    )]
+    #[arg(hide_possible_values = true)]
+    pub snapshot: AutoOff,
+    /// What stays on the host as the base of the next backup: the least that tells what changed
+    /// (`auto`: nothing for thick volumes), the `snapshot` whatever the kind, or `none`
+    #[arg(
+        long,
+        value_enum,
+        default_value = "auto",
+        value_name = "auto|snapshot|none",
+        help_heading = "Holding still"
+    )]
+    #[arg(hide_possible_values = true)]
+    pub keep: KeepChoice,
+    /// Room for what changes in a thick volume meanwhile [default: a fifth of the volume]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, help_heading = "Holding still")]
+    pub cow_size: Option<u64>,
+    /// Run this by the shell before the snapshots are made, to bring applications to rest
+    #[arg(long, value_name = "COMMAND", help_heading = "Holding still")]
+    pub freeze: Option<String>,
+    /// Run this by the shell when they are made, whatever happened
+    #[arg(long, value_name = "COMMAND", help_heading = "Holding still")]
+    pub thaw: Option<String>,
+    /// Freeze file systems that this host has mounted from the volumes meanwhile
+    #[arg(
+        long,
+        value_enum,
+        default_value = "auto",
+        value_name = "auto|off",
+        help_heading = "Holding still"
+    )]
+    #[arg(hide_possible_values = true)]
+    pub fs_freeze: AutoOff,
     /// Bound on the rate of reading, per second: `100M`
     #[arg(long, value_name = "RATE", value_parser = size::parse_rate, help_heading = "Resources")]
     pub limit: Option<u64>,
@@ -178,7 +218,7 @@ pub struct RestoreArgs {
     /// fails then. Never taken for zero
     #[arg(long, value_enum, default_value = "off", value_name = "auto|off")]
     #[arg(hide_possible_values = true)]
-    pub discard: Discard,
+    pub discard: AutoOff,
     /// What to do about chunks the archive cannot give: fail, or write zeroes there and report
     #[arg(long, value_enum, default_value = "fail", value_name = "fail|zero")]
     #[arg(hide_possible_values = true)]
@@ -307,6 +347,26 @@ pub enum OnOff {
     Off,
 }
 
+/// `--snapshot`, `--fs-freeze`, `--discard`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum AutoOff {
+    /// Where it can be done
+    Auto,
+    /// Never
+    Off,
+}
+
+/// `--keep`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum KeepChoice {
+    /// The least that tells what changed
+    Auto,
+    /// The snapshot
+    Snapshot,
+    /// Nothing
+    None,
+}
+
 /// `--delta`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum DeltaChoice {
@@ -314,15 +374,6 @@ pub enum DeltaChoice {
     Auto,
     /// Always
     On,
-    /// Never
-    Off,
-}
-
-/// `--discard`.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Discard {
-    /// Where the device can
-    Auto,
     /// Never
     Off,
 }

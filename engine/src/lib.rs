@@ -12,6 +12,7 @@ pub mod codec;
 pub mod device;
 pub mod diff;
 pub mod error;
+pub mod host;
 pub mod inspect;
 pub mod io;
 mod io_engine;

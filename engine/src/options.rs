@@ -1,6 +1,7 @@
 //! What a caller may choose, with the defaults and the permitted ranges.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -132,13 +133,96 @@ pub enum Dedup {
     Off,
 }
 
+/// Where a volume is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A block device or file. What is recognised as a logical volume or a zvol is treated as one.
+    Path(PathBuf),
+    /// A logical volume of LVM.
+    Lvm {
+        /// Its volume group.
+        group: String,
+        /// Its name there.
+        volume: String,
+    },
+    /// A zvol: the dataset's name, pool first.
+    Zfs(String),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Path(path) => path.display().fmt(f),
+            Place::Lvm { group, volume } => write!(f, "lvm:{group}/{volume}"),
+            Place::Zfs(dataset) => write!(f, "zfs:{dataset}"),
+        }
+    }
+}
+
 /// One volume to back up.
 #[derive(Clone, Debug)]
 pub struct SourceRequest {
     /// The volume's name in the archive; unique within the snapshot, 1..=255 bytes.
     pub name: String,
-    /// The block device or file.
-    pub path: PathBuf,
+    /// Where it is.
+    pub place: Place,
+}
+
+/// Whether a volume is held still while it is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SnapshotUse {
+    /// By a snapshot, where the volume's kind has them.
+    #[default]
+    Auto,
+    /// No: it is read as it is, and who writes to it meanwhile gets a backup of a moving disk.
+    Off,
+}
+
+/// What stays on the host between backups, as the base of the next one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// The least that tells what changed: a snapshot of a thin volume, a bookmark of a zvol, a
+    /// reflink copy of a file; nothing of a thick volume, whose snapshots slow it down.
+    #[default]
+    Auto,
+    /// The snapshot, whatever the kind.
+    Snapshot,
+    /// Nothing.
+    Nothing,
+}
+
+/// How volumes are held still while they are read, and what remains of that.
+#[derive(Clone, Debug)]
+pub struct Holding {
+    /// Whether snapshots are made.
+    pub snapshot: SnapshotUse,
+    /// What is kept of them.
+    pub keep: Keep,
+    /// Bytes for the changes that happen to a thick volume meanwhile; `None`: a share of it.
+    pub cow_bytes: Option<u64>,
+    /// A command that brings applications to rest before the snapshots are made.
+    pub freeze: Option<String>,
+    /// A command that lets them go on; it runs on every path.
+    pub thaw: Option<String>,
+    /// Whether file systems that this host has mounted from the volumes are frozen meanwhile.
+    pub freeze_mounted: bool,
+    /// Where locks and notes on what is held are kept; without it nothing that would have to be
+    /// found again after a crash is made.
+    pub state_dir: Option<PathBuf>,
+}
+
+impl Default for Holding {
+    fn default() -> Holding {
+        Holding {
+            snapshot: SnapshotUse::Auto,
+            keep: Keep::Auto,
+            cow_bytes: None,
+            freeze: None,
+            thaw: None,
+            freeze_mounted: true,
+            state_dir: None,
+        }
+    }
 }
 
 /// Where an archive is.
@@ -175,7 +259,9 @@ pub struct BackupRequest {
     pub dedup: Dedup,
     /// What to do about unreadable sectors.
     pub on_read_error: OnReadError,
-    /// Do everything but write.
+    /// How the volumes are held still.
+    pub holding: Holding,
+    /// Do everything but write to the archive.
     pub dry_run: bool,
 }
 

@@ -22,7 +22,9 @@ use voltar_engine::options::{
 };
 use voltar_engine::report::BackupReport;
 use voltar_engine::source::memory::MemoryChanges;
-use voltar_engine::source::{ChangeSource, ChangedExtent, Degraded, Proof, View};
+use voltar_engine::source::{
+    ChangeSource, ChangeStream, ChangedExtent, Degraded, Piece, Proof, View,
+};
 use voltar_format::frame::ItemKind;
 use voltar_format::map::Entry;
 use voltar_format::walk::Cursor;
@@ -40,6 +42,7 @@ fn request() -> BackupRequest {
         tags: BTreeMap::new(),
         dedup: Dedup::On,
         on_read_error: OnReadError::Fail,
+        holding: Default::default(),
         dry_run: false,
     }
 }
@@ -55,6 +58,7 @@ fn view(bytes: &[u8], changes: Option<Arc<dyn ChangeSource>>) -> View {
         device: Arc::new(MemoryDevice::from_bytes(bytes)),
         size: bytes.len() as u64,
         change_source: changes,
+        degraded: None,
     }
 }
 
@@ -195,6 +199,166 @@ fn the_audit_finds_a_liar_and_reads_everything() {
     assert_eq!(read_back(&home, 0), changed);
 }
 
+/// A change source that brings the bytes along: in pieces of `grain` bytes, those in which two
+/// generations of a volume differ, or those that are not zero.
+struct Streaming {
+    old: Vec<u8>,
+    new: Vec<u8>,
+    grain: usize,
+    /// Fails after so many pieces.
+    breaks_after: usize,
+    /// Does not mention this byte's piece.
+    omits: Option<usize>,
+    /// Knows only how to tell everything.
+    forgot: bool,
+}
+
+impl Streaming {
+    fn new(old: &[u8], new: &[u8], grain: usize) -> Streaming {
+        let (old, new) = (old.to_vec(), new.to_vec());
+        Streaming { old, new, grain, breaks_after: usize::MAX, omits: None, forgot: false }
+    }
+}
+
+impl ChangeSource for Streaming {
+    fn kind(&self) -> &'static str {
+        "streaming"
+    }
+    fn proof(&self) -> Proof {
+        Proof::new()
+    }
+    fn changes(&self, _: &Proof, _: u64) -> Result<Vec<ChangedExtent>, Degraded> {
+        unreachable!("it streams")
+    }
+    fn streams(&self) -> bool {
+        true
+    }
+    fn stream(&self, base: Option<(&Proof, u64)>) -> Result<Box<dyn ChangeStream>, Degraded> {
+        if base.is_some() && self.forgot {
+            return Err(Degraded("the base is gone".into()));
+        }
+        let old = |at: usize| match base {
+            Some(_) => self.old.get(at).copied(),
+            None => Some(0),
+        };
+        let mut pieces = Vec::new();
+        for start in (0..self.new.len()).step_by(self.grain) {
+            let end = (start + self.grain).min(self.new.len());
+            let omitted = self.omits.is_some_and(|at| (start..end).contains(&at));
+            if omitted || (start..end).all(|at| old(at) == Some(self.new[at])) {
+                continue;
+            }
+            let bytes = self.new[start..end].to_vec();
+            let piece = match bytes.iter().all(|byte| *byte == 0) {
+                true => Piece::Zero(start as u64..end as u64),
+                false => Piece::Data { offset: start as u64 },
+            };
+            pieces.push((piece, bytes));
+        }
+        Ok(Box::new(Pieces { pieces: pieces.into_iter(), left: self.breaks_after }))
+    }
+}
+
+struct Pieces {
+    pieces: std::vec::IntoIter<(Piece, Vec<u8>)>,
+    left: usize,
+}
+
+impl ChangeStream for Pieces {
+    fn next(&mut self, bytes: &mut Vec<u8>) -> Result<Option<Piece>, Degraded> {
+        self.left = self.left.checked_sub(1).ok_or(Degraded("it was cut off".into()))?;
+        Ok(self.pieces.next().map(|(piece, data)| {
+            *bytes = data;
+            piece
+        }))
+    }
+}
+
+fn streamed(home: &Arc<MemoryDevice>, source: Streaming) -> BackupReport {
+    let bytes = source.new.clone();
+    let all = BackupRequest { audit_share: 1.0, chunk_len: Some(16 << 10), ..request() };
+    let report = back_up(home, view(&bytes, Some(Arc::new(source))), &all);
+    assert!(read_back(home, 0) == bytes, "{report:?}");
+    report
+}
+
+#[test]
+fn a_stream_of_any_grain_gives_the_volume() {
+    for grain in [512, 1000, 4096, 16 << 10, 24 << 10, 128 << 10, 3 << 20] {
+        let mut old = content(3_000_001, 1);
+        old[500_000..1_700_000].fill(0);
+        let home = home();
+        let report = streamed(&home, Streaming::new(&[], &old, grain));
+        assert_eq!(report.volumes[0].degraded, None);
+        let mut new = old.clone();
+        for at in [0, 400_000, 1_000_000, 1_000_600, 3_000_000] {
+            new[at] ^= 77;
+        }
+        new[2_000_000..2_300_000].fill(0);
+        let report = streamed(&home, Streaming::new(&old, &new, grain));
+        let volume = &report.volumes[0];
+        assert_eq!((&*volume.change_source, &volume.degraded), ("streaming", &None), "{grain}");
+        let zeroed = 300_000 / (16 << 10) + 1;
+        let chunks = volume.changed_bytes.div_ceil(16 << 10);
+        assert!(chunks <= zeroed + 6, "{grain}: {volume:?}");
+        let read = volume.changed_bytes + 8 * (grain as u64 + (32 << 10));
+        assert!(volume.read_bytes <= read, "{grain}: {volume:?}");
+        // A longer and a shorter one.
+        let mut longer = new.clone();
+        longer.extend(content(700_000, 5));
+        let report = streamed(&home, Streaming::new(&new, &longer, grain));
+        assert_eq!(report.volumes[0].change_source, "streaming");
+        let report = streamed(&home, Streaming::new(&longer, &longer[..1_234_567], grain));
+        assert_eq!(report.volumes[0].change_source, "streaming");
+        assert!(report.volumes[0].read_bytes <= 16 << 10, "{report:?}");
+    }
+}
+
+#[test]
+fn a_stream_that_breaks_or_lies_is_not_believed() {
+    let home = home();
+    let old = content(1 << 20, 1);
+    streamed(&home, Streaming::new(&[], &old, 8192));
+    let mut new = old.clone();
+    new.iter_mut().step_by(50_000).for_each(|byte| *byte ^= 1);
+    for (number, spoilt) in [
+        Streaming { breaks_after: 0, ..Streaming::new(&old, &new, 8192) },
+        Streaming { breaks_after: 7, ..Streaming::new(&old, &new, 8192) },
+        Streaming { omits: Some(100_000), ..Streaming::new(&old, &new, 32 << 10) },
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let report = streamed(&home, spoilt);
+        let volume = &report.volumes[0];
+        assert_eq!(volume.change_source, "none");
+        assert_eq!((volume.read_bytes, report.warnings.len()), (1 << 20, 1), "{report:?}");
+        let expected = if number == 2 { "unchanged, but it differs" } else { "it was cut off" };
+        assert!(volume.degraded.as_ref().unwrap().contains(expected), "{volume:?}");
+        streamed(&home, Streaming { forgot: true, ..Streaming::new(&[], &old, 8192) });
+    }
+}
+
+#[test]
+fn without_a_base_a_stream_tells_everything() {
+    let home = home();
+    let mut old = content(1 << 20, 1);
+    old[100_000..900_000].fill(0);
+    streamed(&home, Streaming::new(&[], &old, 8192));
+    let source = Streaming { forgot: true, ..Streaming::new(&[], &old, 8192) };
+    let report = streamed(&home, source);
+    let volume = &report.volumes[0];
+    assert_eq!(volume.degraded.as_deref(), Some("streaming: the base is gone"));
+    assert_eq!((&*volume.change_source, volume.changed_bytes), ("none", 0));
+    assert!(volume.read_bytes < 300_000, "{volume:?}");
+    // What it calls a hole by leaving it out is looked at as well.
+    // Pieces of whole chunks: of a part, the rest would be read from the device.
+    let whole = Streaming::new(&[], &old, 32 << 10);
+    let lie = Streaming { forgot: true, omits: Some(50_000), ..whole };
+    let report = streamed(&home, lie);
+    assert!(report.warnings[0].contains("zero, but it differs"), "{report:?}");
+}
+
 /// Says that everything is zero, whatever it is.
 struct ZeroLiar;
 
@@ -317,6 +481,7 @@ fn a_sixteen_tebibyte_hole_costs_nothing() {
         device: Arc::new(device),
         size: 16 << 40,
         change_source: None,
+        degraded: None,
     };
     let request = BackupRequest { chunk_len: None, ..request() };
     let report = back_up(&home, view, &request);

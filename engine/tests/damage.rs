@@ -46,6 +46,7 @@ fn request() -> BackupRequest {
         tags: BTreeMap::new(),
         dedup: Dedup::On,
         on_read_error: OnReadError::Fail,
+        holding: Default::default(),
         dry_run: false,
     }
 }
@@ -73,6 +74,7 @@ fn try_back_up(
         device: Arc::new(MemoryDevice::from_bytes(bytes)),
         size: bytes.len() as u64,
         change_source: changes,
+        degraded: None,
     };
     let home: Arc<dyn Home> = Arc::new(home.clone());
     Ok(backup::run_in(request, &[view], home, &context())?)

@@ -83,6 +83,7 @@ fn backup_request(chunk_len: u32) -> BackupRequest {
         tags: std::collections::BTreeMap::new(),
         dedup: Dedup::On,
         on_read_error: OnReadError::Record,
+        holding: Default::default(),
         dry_run: false,
     }
 }
@@ -95,6 +96,7 @@ fn back_up(home: &MemoryDevice, source: Arc<dyn Extents>, chunk_len: u32) {
         size: source.len().unwrap(),
         device: source,
         change_source: None,
+        degraded: None,
     };
     let home: Arc<dyn Home> = Arc::new(home.clone());
     backup::run_in(&backup_request(chunk_len), &[view], home, &context()).unwrap();
@@ -617,7 +619,10 @@ impl Place {
             .map(|(name, bytes)| {
                 let path = folder.path().join(format!("{name}.raw"));
                 fs::write(&path, bytes).unwrap();
-                SourceRequest { name: (*name).to_owned(), path }
+                SourceRequest {
+                    name: (*name).to_owned(),
+                    place: voltar_engine::options::Place::Path(path),
+                }
             })
             .collect();
         let request = BackupRequest {

@@ -95,6 +95,7 @@ pub fn request(chunk_len: Option<u32>, compression: Compression) -> BackupReques
         tags: BTreeMap::new(),
         dedup: Dedup::On,
         on_read_error: OnReadError::Fail,
+        holding: Default::default(),
         dry_run: false,
     }
 }
@@ -114,6 +115,7 @@ pub fn back_up(
             device: Arc::new(MemoryDevice::from_bytes(bytes)),
             size: bytes.len() as u64,
             change_source: None,
+            degraded: None,
         })
         .collect();
     let home: Arc<dyn Home> = Arc::new(home.clone());

@@ -26,6 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         size: device.len()?,
         device: Arc::new(device),
         change_source: None,
+        degraded: None,
     };
     let request = BackupRequest {
         sources: Vec::new(),
@@ -39,6 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         tags: BTreeMap::new(),
         dedup: Dedup::On,
         on_read_error: OnReadError::Fail,
+        holding: Default::default(),
         dry_run: false,
     };
     let report = backup::run_on(&request, &[view], &Context::default())?;

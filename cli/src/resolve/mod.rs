@@ -12,8 +12,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use voltar_engine::options::{
-    ArchiveHome, BackupRequest, Context, Dedup, Delta, OnDamage, OnReadError, ParentChoice,
-    RestoreRequest, Selector, SourceRequest, TargetRequest, VerifyRequest,
+    ArchiveHome, BackupRequest, Context, Dedup, Delta, Holding, Keep, OnDamage, OnReadError,
+    ParentChoice, RestoreRequest, Selector, SnapshotUse, SourceRequest, TargetRequest,
+    VerifyRequest,
 };
 
 use crate::args::{
@@ -145,6 +146,7 @@ fn inspect(args: &InspectArgs, world: &dyn World) -> Result<Task, CommandError> 
 
 fn backup(args: BackupArgs, world: &dyn World) -> Result<BackupRequest, CommandError> {
     let archive = archive_home(&args, world)?;
+    let holding = holding(&args, world);
     Ok(BackupRequest {
         sources: sources(&args.sources, world)?,
         parent: parent(&args.parent, &archive, world)?,
@@ -163,8 +165,28 @@ fn backup(args: BackupArgs, world: &dyn World) -> Result<BackupRequest, CommandE
             args::ReadErrors::Fail => OnReadError::Fail,
             args::ReadErrors::Record => OnReadError::Record,
         },
+        holding,
         dry_run: args.dry_run,
     })
+}
+
+fn holding(args: &BackupArgs, world: &dyn World) -> Holding {
+    Holding {
+        snapshot: match args.snapshot {
+            args::AutoOff::Auto => SnapshotUse::Auto,
+            args::AutoOff::Off => SnapshotUse::Off,
+        },
+        keep: match args.keep {
+            args::KeepChoice::Auto => Keep::Auto,
+            args::KeepChoice::Snapshot => Keep::Snapshot,
+            args::KeepChoice::None => Keep::Nothing,
+        },
+        cow_bytes: args.cow_size,
+        freeze: args.freeze.clone(),
+        thaw: args.thaw.clone(),
+        freeze_mounted: matches!(args.fs_freeze, args::AutoOff::Auto),
+        state_dir: state::directory(world),
+    }
 }
 
 fn archive_home(args: &BackupArgs, world: &dyn World) -> Result<ArchiveHome, CommandError> {
@@ -200,8 +222,8 @@ fn sources(words: &[OsString], world: &dyn World) -> Result<Vec<SourceRequest>, 
     let sources = words
         .iter()
         .map(|word| {
-            let (name, path) = place::named(word, world)?.with_default_name()?;
-            Ok(SourceRequest { name, path })
+            let (name, place) = place::source(word, world)?;
+            Ok(SourceRequest { name, place })
         })
         .collect::<Result<Vec<_>, CommandError>>()?;
     refuse_duplicates("volumes", sources.iter().map(|source| source.name.as_str()))?;
@@ -247,7 +269,7 @@ fn restore(args: RestoreArgs, world: &dyn World) -> Result<RestoreRequest, Comma
             args::DeltaChoice::Off => Delta::Off,
         },
         read_back: args.read_back,
-        discard: matches!(args.discard, args::Discard::Auto),
+        discard: matches!(args.discard, args::AutoOff::Auto),
         on_damage: match args.on_damage {
             args::Damage::Fail => OnDamage::Fail,
             args::Damage::Zero => OnDamage::Zero,
@@ -429,7 +451,10 @@ mod tests {
         };
         let names: Vec<_> = request.sources.iter().map(|s| s.name.as_str()).collect();
         assert_eq!(names, ["root", "data"]);
-        assert_eq!(request.sources[1].path, Path::new("/dev/vg/d"));
+        assert_eq!(
+            request.sources[1].place,
+            voltar_engine::options::Place::Path("/dev/vg/d".into())
+        );
         assert_eq!(request.archive, ArchiveHome::File("x.vlt".into()));
         assert_eq!(request.audit_share, 0.05);
     }

@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use voltar_engine::options::Selector;
+use voltar_engine::options::{Place, Selector};
 
 use super::selector;
 use crate::error::CommandError;
@@ -16,9 +16,9 @@ use crate::world::World;
 const NAME_LEN_MAX: usize = 255;
 
 /// URI kinds that other tools or a later voltar give a meaning to; never taken for file names.
-const URI_KINDS: [&str; 16] = [
-    "lvm", "zfs", "nbd", "nbds", "nbd+unix", "rbd", "qcow2", "qemu", "qmp", "libvirt", "s3",
-    "sftp", "ssh", "http", "https", "file",
+const URI_KINDS: [&str; 14] = [
+    "nbd", "nbds", "nbd+unix", "rbd", "qcow2", "qemu", "qmp", "libvirt", "s3", "sftp", "ssh",
+    "http", "https", "file",
 ];
 
 /// `[NAME=]PATH`, taken apart.
@@ -53,6 +53,67 @@ pub fn named(word: &OsStr, world: &dyn World) -> Result<Named, CommandError> {
             Ok(Named { name: Some(checked_name(name, word)?), path: local(path, world)? })
         }
     }
+}
+
+/// Reads `[NAME=]SOURCE`: a path, `lvm:GROUP/VOLUME` or `zfs:POOL/VOLUME`, with the volume's name.
+pub fn source(word: &OsStr, world: &dyn World) -> Result<(String, Place), CommandError> {
+    let (name, rest) = match split_name(word) {
+        Some((name, rest)) if !world.exists(Path::new(word)) => (Some(name), rest),
+        _ => (None, word),
+    };
+    let Some(place) = volume(rest, world)? else {
+        let (name, path) = named(word, world)?.with_default_name()?;
+        return Ok((name, Place::Path(path)));
+    };
+    let name = match name {
+        Some(name) => checked_name(name, word)?,
+        None => default_name(Path::new(split_first(rest, b':').map_or(rest, |(_, path)| path)))?,
+    };
+    Ok((name, place))
+}
+
+/// A volume that is named by its manager's names; `None` for a path.
+pub fn volume(word: &OsStr, world: &dyn World) -> Result<Option<Place>, CommandError> {
+    let Some((kind, rest)) = split_first(word, b':') else { return Ok(None) };
+    let (Some(kind), Some(rest)) = (kind.to_str(), rest.to_str()) else { return Ok(None) };
+    if world.exists(Path::new(word)) {
+        return Ok(None);
+    }
+    let wrong = |shape: &str| {
+        Err(CommandError::usage(
+            format!("this does not name a volume: {}", lossy(word)),
+            format!("write {shape}; for a file of this name write ./{}", lossy(word)),
+        ))
+    };
+    match kind {
+        "lvm" => match rest.split('/').collect::<Vec<_>>()[..] {
+            [group, volume] if is_lvm_name(group) && is_lvm_name(volume) => {
+                Ok(Some(Place::Lvm { group: group.into(), volume: volume.into() }))
+            }
+            _ => wrong("lvm:GROUP/VOLUME"),
+        },
+        "zfs" if is_dataset(rest) => Ok(Some(Place::Zfs(rest.into()))),
+        "zfs" => wrong("zfs:POOL/VOLUME"),
+        _ => Ok(None),
+    }
+}
+
+/// What LVM takes for a name (`lvm(8)`, "VALID NAMES").
+fn is_lvm_name(name: &str) -> bool {
+    let is_valid = |c: char| c.is_ascii_alphanumeric() || "+_.-".contains(c);
+    !name.is_empty()
+        && name.chars().all(is_valid)
+        && !name.starts_with('-')
+        && name != "."
+        && name != ".."
+}
+
+/// What ZFS takes for the name of a volume (`zfs(8)`): a pool and at least one name more.
+fn is_dataset(name: &str) -> bool {
+    let is_valid = |c: char| c.is_ascii_alphanumeric() || "-_.: ".contains(c);
+    let is_part =
+        |part: &str| !part.is_empty() && part.chars().all(is_valid) && !part.starts_with('-');
+    name.contains('/') && name.split('/').all(is_part)
 }
 
 /// Reads `ARCHIVE[@SNAPSHOT]`. The last `@` divides, unless the whole exists.
@@ -223,8 +284,8 @@ mod tests {
     #[test]
     fn uris_name_the_kind_that_is_missing() {
         for (word, kind) in [
-            ("lvm:vg/lv", "`lvm:`"),
-            ("name=zfs:tank/vol", "`zfs:`"),
+            ("rbd:pool/image", "`rbd:`"),
+            ("name=qcow2:x", "`qcow2:`"),
             ("nbd://host/export", "`nbd:`"),
             ("foo+bar://x", "`foo+bar:`"),
         ] {
@@ -232,6 +293,25 @@ mod tests {
             assert_eq!(error.exit.code(), 2);
             assert!(error.headline.starts_with(kind), "{}", error.headline);
         }
+    }
+
+    #[test]
+    fn volumes_are_named_by_their_managers_names() {
+        let named =
+            |word: &str| source(OsStr::new(word), &with(&[])).map_err(|error| error.exit.code());
+        let lvm =
+            |group: &str, volume: &str| Place::Lvm { group: group.into(), volume: volume.into() };
+        assert_eq!(named("lvm:vg/data"), Ok(("data".into(), lvm("vg", "data"))));
+        assert_eq!(named("vm-7=lvm:vg/data"), Ok(("vm-7".into(), lvm("vg", "data"))));
+        assert_eq!(named("zfs:tank/vm/7"), Ok(("7".into(), Place::Zfs("tank/vm/7".into()))));
+        assert_eq!(named("/dev/vg/data"), Ok(("data".into(), Place::Path("/dev/vg/data".into()))));
+        for word in
+            ["lvm:vg", "lvm:vg/a/b", "lvm:vg/-x", "lvm:/x", "zfs:tank", "zfs:tank/", "zfs:a/b@c"]
+        {
+            assert_eq!(named(word), Err(2), "{word}");
+        }
+        let file = source(OsStr::new("lvm:vg/data"), &with(&["lvm:vg/data"])).unwrap();
+        assert_eq!(file.1, Place::Path("lvm:vg/data".into()));
     }
 
     #[test]

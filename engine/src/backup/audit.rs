@@ -41,19 +41,26 @@ impl Findings {
 pub struct Audit<'a> {
     view: &'a View,
     shape: Shape,
-    cursor: Cursor,
-    store: Store,
+    parent: Option<(Cursor, Store)>,
     bytes: Vec<u8>,
 }
 
 impl<'a> Audit<'a> {
-    /// Of `view`, whose parent's map is read through `store`.
+    /// Of `view`; its parent's map, if it has one, is read through a store.
     ///
     /// # Errors
     /// `Damaged` if the parent's volume has no shape.
-    pub fn new(shape: Shape, parent: &Parent, view: &'a View, store: Store) -> Result<Audit<'a>> {
+    pub fn new(
+        shape: Shape,
+        parent: Option<(&Parent, Store)>,
+        view: &'a View,
+    ) -> Result<Audit<'a>> {
         let bytes = vec![0; shape.chunk_len() as usize];
-        Ok(Audit { view, shape, cursor: parent.cursor()?, store, bytes })
+        let parent = match parent {
+            Some((parent, store)) => Some((parent.cursor()?, store)),
+            None => None,
+        };
+        Ok(Audit { view, shape, parent, bytes })
     }
 
     /// Looks at a random `share` of the chunks that `steps` do not read, at least one, up to the
@@ -76,9 +83,12 @@ impl<'a> Audit<'a> {
             };
             findings.bytes += count as u64;
             let is_true = count == bytes.len()
-                && match action {
-                    Action::Zero => is_zero(bytes),
-                    _ => is_entry(self.cursor.entry_at(&mut self.store, 0, chunk)?.entry, bytes),
+                && match (action, &mut self.parent) {
+                    (Action::Zero, _) => is_zero(bytes),
+                    (_, Some((cursor, store))) => {
+                        is_entry(cursor.entry_at(store, 0, chunk)?.entry, bytes)
+                    }
+                    (_, None) => false,
                 };
             if !is_true {
                 let called = if action == Action::Zero { "zero" } else { "unchanged" };

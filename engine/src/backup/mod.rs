@@ -3,16 +3,22 @@
 mod audit;
 pub mod plan;
 mod read;
+mod stream;
 mod work;
 pub(crate) mod write;
 
+use std::thread;
 use std::time::Instant;
 
-use crate::error::Failed;
+use crate::cancel::Cancel;
+use crate::device::file::FileIdentity;
+use crate::error::{Failed, Result};
 use crate::io_engine;
-use crate::options::{BackupRequest, Context};
+use crate::options::{ArchiveHome, BackupRequest, Context};
 use crate::report::BackupReport;
 use crate::source::View;
+use crate::source::hold::{self, HeldVolumes, hold};
+use crate::threads;
 
 /// Makes one snapshot of the request's sources.
 ///
@@ -25,9 +31,54 @@ pub fn run(
     context: &Context,
 ) -> Result<BackupReport, Failed<BackupReport>> {
     let started = Instant::now();
-    let sources = plan::open_sources(request)?;
-    let views = sources.views();
-    run_views(request, views, &sources.identities(), context, started)
+    plan::check_request(request)?;
+    let held = hold(&request.sources, &request.holding, &*context.observer, &context.cancel)?;
+    let outcome = run_held(request, &held, context, started);
+    let is_committed = matches!(&outcome, Ok(report) if report.snapshot.is_some());
+    // A base serves the next backup into the same archive: a pipe's is elsewhere.
+    let is_kept = is_committed && request.archive != ArchiveHome::Stdout;
+    let left = if is_kept { held.keep() } else { held.release() };
+    let warnings = left.iter().map(hold::left);
+    let warn = |report: &mut BackupReport| {
+        for warning in warnings {
+            context.observer.notice(&warning);
+            report.warnings.push(warning);
+        }
+    };
+    match outcome {
+        Ok(mut report) => {
+            warn(&mut report);
+            Ok(report)
+        }
+        Err(mut failed) => {
+            match &mut failed.report {
+                Some(report) => warn(report),
+                None => left.iter().for_each(|error| context.observer.notice(&hold::left(error))),
+            }
+            Err(failed)
+        }
+    }
+}
+
+/// Runs it while somebody watches what can become worthless.
+fn run_held(
+    request: &BackupRequest,
+    held: &HeldVolumes,
+    context: &Context,
+    started: Instant,
+) -> Result<BackupReport, Failed<BackupReport>> {
+    let done = Cancel::new();
+    thread::scope(|scope| {
+        let watcher = held.watch(scope, &done, &context.cancel)?;
+        let outcome = run_views(request, &held.views, &held.identities, held, context, started);
+        done.raise();
+        let watched = watcher.map_or(Ok(()), |watcher| threads::join("watch", watcher));
+        // What it found is why the run was stopped.
+        match (outcome, watched) {
+            (Err(failed), Err(error)) => Err(Failed { error, ..failed }),
+            (outcome, _) => outcome,
+        }
+    })
 }
 
 /// As [`run`], for views that are open already (in tests: of memory devices).
@@ -39,19 +90,42 @@ pub fn run_on(
     views: &[View],
     context: &Context,
 ) -> Result<BackupReport, Failed<BackupReport>> {
-    run_views(request, views, &[], context, Instant::now())
+    run_views(request, views, &[], &NobodyHolds, context, Instant::now())
+}
+
+/// Whether what was read can still be trusted; asked before anything of it is committed.
+pub(crate) trait Trust {
+    /// # Errors
+    /// Once it cannot.
+    fn check(&self) -> Result<()>;
+}
+
+impl Trust for HeldVolumes {
+    fn check(&self) -> Result<()> {
+        HeldVolumes::check(self)
+    }
+}
+
+/// Views that nobody holds have nothing that could become worthless.
+struct NobodyHolds;
+
+impl Trust for NobodyHolds {
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 fn run_views(
     request: &BackupRequest,
     views: &[View],
-    identities: &[crate::device::file::FileIdentity],
+    identities: &[FileIdentity],
+    trust: &dyn Trust,
     context: &Context,
     started: Instant,
 ) -> Result<BackupReport, Failed<BackupReport>> {
     let chosen = io_engine::choose(context)?;
     let target = plan::open_target(request, identities, context)?;
-    write::run(request, views, &target, chosen, context, started)
+    write::run(request, views, trust, &target, chosen, context, started)
 }
 
 /// As [`run_on`], into an archive on any home.
@@ -67,5 +141,5 @@ pub fn run_in(
     let started = Instant::now();
     let chosen = io_engine::choose(context)?;
     let target = plan::open_home(home, request.dry_run, || Ok(()))?;
-    write::run(request, views, &target, chosen, context, started)
+    write::run(request, views, &NobodyHolds, &target, chosen, context, started)
 }

@@ -19,55 +19,22 @@ use crate::archive::session::new_header;
 use crate::archive::snapshots::Snapshot;
 use crate::archive::{Home, format_error};
 use crate::device::Device;
-use crate::device::file::{FileDevice, FileIdentity};
+use crate::device::file::FileIdentity;
 use crate::device::loops::share_bytes;
 use crate::device::open::{
     lock, lock_archive, open_archive_stdout, open_archive_writer, sync_directory,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::{ArchiveHome, BackupRequest, Changes, Context, Dedup, ParentChoice};
-use crate::source::{Change, Degraded, Proof, View, check_coverage, file};
+use crate::source::{Change, ChangeSource, ChangedExtent, Degraded, Proof, View, check_coverage};
 
-/// The sources, open.
-pub struct Sources {
-    views: Vec<View>,
-    devices: Vec<Arc<FileDevice>>,
-}
-
-impl Sources {
-    /// The volumes.
-    pub fn views(&self) -> &[View] {
-        &self.views
-    }
-
-    /// What their files and devices are.
-    pub fn identities(&self) -> Vec<FileIdentity> {
-        self.devices.iter().map(|device| device.identity().clone()).collect()
-    }
-}
-
-/// Opens all sources; before anything is created or changed.
+/// Checks what can be known to be wrong before anything is opened, made or changed.
 ///
 /// # Errors
-/// Names the source and what is in the way.
-pub fn open_sources(request: &BackupRequest) -> Result<Sources> {
+/// Names the volume or the file.
+pub fn check_request(request: &BackupRequest) -> Result<()> {
     check_names(request)?;
-    check_attached(request)?;
-    let mut sources = Sources { views: Vec::new(), devices: Vec::new() };
-    for source in &request.sources {
-        let (view, device) = file::view(&source.name, &source.path)?;
-        if let Changes::Kind(kind) = &request.changes {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("a plain file or device has no change source of kind {kind:?}"),
-            )
-            .on(source.path.display().to_string())
-            .hint("use --changes auto"));
-        }
-        sources.views.push(view);
-        sources.devices.push(device);
-    }
-    Ok(sources)
+    check_attached(request)
 }
 
 fn check_names(request: &BackupRequest) -> Result<()> {
@@ -242,7 +209,11 @@ impl Parent {
         Ok(Cursor::new(self.shape()?, self.volume.root))
     }
 
-    fn shape(&self) -> Result<Shape> {
+    /// The shape of the volume as it was.
+    ///
+    /// # Errors
+    /// `Damaged` if it has none.
+    pub fn shape(&self) -> Result<Shape> {
         self.volume.shape().map_err(|error| {
             Error::new(ErrorKind::Damaged, "the parent's volume has no shape").because(error)
         })
@@ -333,6 +304,8 @@ pub struct VolumePlan {
     /// Gapless steps from the first chunk to the last, if a change source said so; `None`: read
     /// everything that is no hole.
     pub steps: Option<Vec<Step>>,
+    /// Whether the change source is to be asked for a stream when the volume's turn comes.
+    pub streams: bool,
     /// Who told what changed.
     pub change_source: String,
     /// The proof for the next backup.
@@ -359,12 +332,13 @@ pub fn volume(request: &BackupRequest, view: &View, parent: Option<Parent>) -> R
         Some(other) if other != chunk_len => {
             Some(format!("the parent's chunk length is {other}, not {chunk_len}"))
         }
-        _ => None,
+        _ => view.degraded.clone(),
     };
     let mut plan = VolumePlan {
         shape,
         parent: kept_parent,
         steps: None,
+        streams: false,
         change_source: "none".into(),
         proof: Proof::new(),
         degraded,
@@ -374,50 +348,111 @@ pub fn volume(request: &BackupRequest, view: &View, parent: Option<Parent>) -> R
 }
 
 fn ask_change_source(request: &BackupRequest, view: &View, plan: &mut VolumePlan) -> Result<()> {
-    let Some(source) = view.change_source.as_ref().filter(|_| request.changes != Changes::Full)
-    else {
-        return Ok(());
+    let insisted = match &request.changes {
+        Changes::Full => return Ok(()),
+        Changes::Auto => None,
+        Changes::Kind(kind) => Some(kind),
     };
+    let refused =
+        |message: String| Error::new(ErrorKind::Unsupported, message).on(&view.description);
+    let Some(source) = &view.change_source else {
+        return match insisted {
+            None => Ok(()),
+            Some(kind) => Err(refused(format!("it has no change source of kind {kind:?}"))
+                .because(view.degraded.as_deref().unwrap_or("nobody knows what changed in it"))
+                .hint("use --changes auto")),
+        };
+    };
+    if let Some(kind) = insisted.filter(|kind| *kind != source.kind()) {
+        return Err(refused(format!("its change source is {:?}, not {kind:?}", source.kind())));
+    }
     plan.proof = source.proof();
-    let insisted = matches!(&request.changes, Changes::Kind(_));
     if request.dedup == Dedup::Off {
         let message = "a change source spares reading what is to be stored again";
         return match insisted {
-            true => Err(Error::new(ErrorKind::InvalidRequest, message)
+            Some(_) => Err(Error::new(ErrorKind::InvalidRequest, message)
                 .on(&view.description)
                 .hint("with deduplication off, use --changes auto or full")),
-            false => Ok(()),
+            None => Ok(()),
         };
     }
-    let Some(parent) = &plan.parent else { return Ok(()) };
-    if matches!(&request.changes, Changes::Kind(kind) if kind != source.kind()) {
-        let message = format!("the volume's change source is {:?}", source.kind());
-        return Err(Error::new(ErrorKind::Unsupported, message).on(&view.description));
+    if source.streams() {
+        plan.streams = true;
+        return Ok(());
     }
+    if let Some(parent) = plan.parent.clone() {
+        match ask_for_changes(&**source, view, &parent, &plan.shape)? {
+            Ok(steps) => {
+                plan.steps = Some(steps);
+                plan.change_source = source.kind().into();
+                return Ok(());
+            }
+            Err(Degraded(why)) => plan.degrade(insisted.is_some(), view, &**source, why)?,
+        }
+    }
+    let allocated = source.allocated().map(|said| said.and_then(|extents| covering(extents, view)));
+    match allocated {
+        Some(Ok(extents)) => plan.steps = Some(steps_of(&extents, &plan.shape, &[])),
+        Some(Err(Degraded(why))) => plan.degrade(false, view, &**source, why)?,
+        None => {}
+    }
+    Ok(())
+}
+
+/// What the source says of the changes since the parent, as steps.
+fn ask_for_changes(
+    source: &dyn ChangeSource,
+    view: &View,
+    parent: &Parent,
+    shape: &Shape,
+) -> Result<Result<Vec<Step>, Degraded>> {
     let said = source
         .changes(&parent.volume.proof, parent.volume.size)
-        .and_then(|extents| check_coverage(&extents, view.size).map(|()| extents));
-    match said {
-        Ok(extents) => {
-            let unknown = unknown_in_parent(parent, &plan.shape)?;
-            let changes = extents.iter().map(|extent| (extent.range.clone(), extent.change));
-            plan.steps = Some(steps(&plan.shape, changes, &unknown));
-            plan.change_source = source.kind().into();
-            Ok(())
+        .and_then(|extents| covering(extents, view));
+    Ok(match said {
+        Ok(extents) => Ok(steps_of(&extents, shape, &unknown_in_parent(parent, shape)?)),
+        Err(degraded) => Err(degraded),
+    })
+}
+
+fn covering(extents: Vec<ChangedExtent>, view: &View) -> Result<Vec<ChangedExtent>, Degraded> {
+    check_coverage(&extents, view.size).map(|()| extents)
+}
+
+/// What was said of byte ranges, as steps; see [`steps`].
+pub fn steps_of(extents: &[ChangedExtent], shape: &Shape, unknown: &[Range<u64>]) -> Vec<Step> {
+    let changes = extents.iter().map(|extent| (extent.range.clone(), extent.change));
+    steps(shape, changes, unknown)
+}
+
+impl VolumePlan {
+    /// Notes that the change source does not serve, unless it was insisted on.
+    ///
+    /// # Errors
+    /// `Unsupported` if it was.
+    pub fn degrade(
+        &mut self,
+        insisted: bool,
+        view: &View,
+        source: &dyn ChangeSource,
+        why: String,
+    ) -> Result<()> {
+        if insisted {
+            return Err(Error::new(ErrorKind::Unsupported, why)
+                .on(&view.description)
+                .hint("use --changes auto to read everything instead"));
         }
-        Err(Degraded(why)) if insisted => Err(Error::new(ErrorKind::Unsupported, why)
-            .on(&view.description)
-            .hint("use --changes auto to read everything instead")),
-        Err(Degraded(why)) => {
-            plan.degraded = Some(format!("{}: {why}", source.kind()));
-            Ok(())
-        }
+        self.degraded = Some(format!("{}: {why}", source.kind()));
+        Ok(())
     }
 }
 
 /// Byte ranges that are changed whatever the source says: those the parent could not read, and
 /// everything from the last chunk that both sizes share.
-fn unknown_in_parent(parent: &Parent, shape: &Shape) -> Result<Vec<Range<u64>>> {
+///
+/// # Errors
+/// `Damaged` if the parent's volume has no shape.
+pub fn unknown_in_parent(parent: &Parent, shape: &Shape) -> Result<Vec<Range<u64>>> {
     let old = parent.shape()?;
     let common = common_chunks(&old, shape).saturating_mul(u64::from(shape.chunk_len()));
     let unreadable = parent.volume.unreadable.iter();

@@ -82,39 +82,20 @@ pub struct Source<'a> {
 /// # Errors
 /// `SourceUnreadable` naming the range, `SourceUnusable` if it shrank, of the parent's map.
 pub fn produce(source: Source<'_>, feeder: &Feeder<'_, Item>) -> Result<()> {
-    let shape = source.plan.shape;
-    let set_up = |error| Error::io("cannot set up I/O on", source.device.label(), error);
-    let driver = source.device.driver(source.engine, source.pool, source.depth).map_err(set_up)?;
-    io_engine::tell(&*driver, source.observer);
-    let queue = Queue::new(driver, source.device.geometry(), source.depth);
-    let parent = source.plan.parent.as_ref();
-    let cursor = match (parent, &source.store) {
-        (Some(parent), Some(_)) => Some(parent.cursor()?),
-        _ => None,
-    };
-    let whole = [Step { chunks: 0..shape.chunk_count(), action: Action::Read }];
+    let whole = [Step { chunks: 0..source.plan.shape.chunk_count(), action: Action::Read }];
     let steps = source.plan.steps.as_deref().unwrap_or(&whole);
-    let mut reader = Reader {
-        shape,
-        feeder,
-        queue,
-        cursor,
-        pending: HashMap::new(),
-        sequence: 0,
-        done: Vec::new(),
-        limit: Limit::new(source.limit_bytes_per_s),
-        source: &mut { source },
-    };
+    let mut reader = Reader::new(source, feeder)?;
     for step in steps {
         reader.step(step)?;
     }
     reader.drain()
 }
 
-struct Reader<'a, 's, 'f> {
-    source: &'a mut Source<'s>,
+/// Sends what it reads to the workers, in order.
+pub struct Reader<'s, 'f> {
+    source: Source<'s>,
     shape: Shape,
-    feeder: &'a Feeder<'f, Item>,
+    feeder: &'f Feeder<'f, Item>,
     queue: Queue,
     cursor: Option<Cursor>,
     /// Reads in flight by sequence number.
@@ -130,8 +111,81 @@ struct Pending {
     permit: Permit,
 }
 
-impl Reader<'_, '_, '_> {
-    fn step(&mut self, step: &Step) -> Result<()> {
+/// Room for chunks that somebody else fills: a buffer of [`READ_LEN`].
+pub struct Room {
+    /// The buffer.
+    pub buffer: Buffer,
+    permit: Permit,
+}
+
+impl<'s, 'f> Reader<'s, 'f> {
+    /// Of a volume, before its first step.
+    ///
+    /// # Errors
+    /// Of setting up I/O; of the parent's map.
+    pub fn new(source: Source<'s>, feeder: &'f Feeder<'f, Item>) -> Result<Reader<'s, 'f>> {
+        let set_up = |error| Error::io("cannot set up I/O on", source.device.label(), error);
+        let driver =
+            source.device.driver(source.engine, source.pool, source.depth).map_err(set_up)?;
+        io_engine::tell(&*driver, source.observer);
+        let queue = Queue::new(driver, source.device.geometry(), source.depth);
+        let cursor = match (&source.plan.parent, &source.store) {
+            (Some(parent), Some(_)) => Some(parent.cursor()?),
+            _ => None,
+        };
+        Ok(Reader {
+            shape: source.plan.shape,
+            feeder,
+            queue,
+            cursor,
+            pending: HashMap::new(),
+            sequence: 0,
+            done: Vec::new(),
+            limit: Limit::new(source.limit_bytes_per_s),
+            source,
+        })
+    }
+
+    /// The volume's shape.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Waits for room for chunks that come from elsewhere than the device.
+    ///
+    /// # Errors
+    /// `Interrupted`; of the reads under way.
+    pub fn room(&mut self) -> Result<Room> {
+        self.source.cancel.check()?;
+        let permit = self.permit()?;
+        Ok(Room { buffer: self.buffer()?, permit })
+    }
+
+    /// Fills `bytes` with what the device has at `offset`; whether it could be read.
+    pub fn read_now(&self, bytes: &mut [u8], offset: u64) -> bool {
+        matches!(self.source.device.read_at(bytes, offset), Ok(count) if count == bytes.len())
+    }
+
+    /// Sends chunks that were filled in.
+    ///
+    /// # Errors
+    /// `Interrupted`; of the parent's map.
+    pub fn send_filled(&mut self, chunks: Range<u64>, room: Room) -> Result<()> {
+        let Room { mut buffer, permit } = room;
+        let len = self.start_of(chunks.end) - self.start_of(chunks.start);
+        buffer.set_len(len as usize);
+        let expected = self.expected(&chunks)?;
+        self.limit.pass(len, &self.source.cancel)?;
+        let sequence = self.next_sequence();
+        let data = Data { chunks, buffer, expected, unreadable: Vec::new() };
+        Ok(self.feeder.send(sequence, Item::Data(data), permit)?)
+    }
+
+    /// Does one step.
+    ///
+    /// # Errors
+    /// See [`produce`].
+    pub fn step(&mut self, step: &Step) -> Result<()> {
         match step.action {
             Action::Keep => self.send_now(Item::Keep(step.chunks.clone())),
             Action::Zero => self.zero(step.chunks.clone()),
@@ -170,7 +224,8 @@ impl Reader<'_, '_, '_> {
         }
     }
 
-    fn start_of(&self, chunk: u64) -> u64 {
+    /// The volume's byte at which a chunk starts; of the one behind the last, where the volume ends.
+    pub fn start_of(&self, chunk: u64) -> u64 {
         chunk.saturating_mul(self.shape.chunk_len().into()).min(self.shape.size())
     }
 
@@ -316,7 +371,11 @@ impl Reader<'_, '_, '_> {
         Ok(self.feeder.send(sequence, item, permit)?)
     }
 
-    fn drain(mut self) -> Result<()> {
+    /// Waits for all reads under way.
+    ///
+    /// # Errors
+    /// See [`produce`].
+    pub fn drain(mut self) -> Result<()> {
         while self.queue.in_flight() > 0 {
             self.source.cancel.check()?;
             self.reap()?;

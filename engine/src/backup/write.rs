@@ -16,9 +16,11 @@ use voltar_format::map::{BuiltNode, Entry, MapBuilder, Shape, span_of_entry};
 use voltar_format::walk::Cursor;
 use voltar_format::{Id, LogOffset};
 
+use super::Trust;
 use super::audit::Audit;
-use super::plan::{self, Action, Parent, Target, VolumePlan, attached_too_large};
+use super::plan::{self, Action, Parent, Step, Target, VolumePlan, attached_too_large};
 use super::read::{self, READ_LEN};
+use super::stream::{self, Streamed};
 use super::work::{Counts, NewFrame, Outcome, Payload, Shared, Vectors, Work};
 use crate::archive::index::{Fresh, Index, Known};
 use crate::archive::items::NODES_PER_FRAME;
@@ -32,10 +34,10 @@ use crate::codec::{Encoder, Pace};
 use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::io::buffer::BufferPool;
 use crate::observe::Phase;
-use crate::options::{ArchiveHome, BackupRequest, Context, Dedup, IoEngine, ParentChoice};
+use crate::options::{ArchiveHome, BackupRequest, Changes, Context, Dedup, IoEngine, ParentChoice};
 use crate::pipeline::{self, Plan};
 use crate::report::{BackupReport, ByteRange, VolumeBackup};
-use crate::source::View;
+use crate::source::{Change, ChangeStream, Degraded, View};
 use crate::words::counted;
 
 /// Runs the backup.
@@ -45,6 +47,7 @@ use crate::words::counted;
 pub fn run(
     request: &BackupRequest,
     views: &[View],
+    trust: &dyn Trust,
     target: &Target,
     engine: IoEngine,
     context: &Context,
@@ -52,12 +55,21 @@ pub fn run(
 ) -> Result<BackupReport, Failed<BackupReport>> {
     let time_ns = now_ns();
     let mut backup = Backup::begin(request, views, target, engine, context, time_ns)?;
-    let (outcome, mut report) = match backup.write_all(views) {
+    let written = backup.write_all(views).and_then(|manifest| trust.check().map(|()| manifest));
+    let (outcome, mut report) = match written {
         Ok(manifest) => backup.finish(&manifest),
         Err(error) => (Err(error), backup.give_up()),
     };
     report.elapsed_s = started.elapsed().as_secs_f64();
     Failed::unless(outcome, report)
+}
+
+/// What an audit found.
+enum Verdict {
+    /// Nothing that speaks against it; these chunks could not be read.
+    Believed(Vec<Range<u64>>),
+    /// A lie, or too little to tell.
+    Refuted,
 }
 
 /// A backup under way.
@@ -208,10 +220,24 @@ impl<'a> Backup<'a> {
     fn write_volume(&mut self, number: usize, view: &View) -> Result<Volume> {
         self.audited_bytes = 0;
         self.parent_lost = OnceLock::new();
+        if let Some(writer) = self.write_stream(number, view)? {
+            return self.end_volume(number, view, writer);
+        }
         self.check_parent(number, view)?;
-        let mut plan = self.plans[number].clone();
+        let plan = self.plans[number].clone();
         let mut writer = VolumeWriter::new(number as u16, &plan, self.store()?);
-        self.pump(number, view, &plan, &mut writer)?;
+        self.pump(number, view, &plan, None, &mut writer)?;
+        self.end_volume(number, view, writer)
+    }
+
+    /// Ends the volume's map and says what was done.
+    fn end_volume(
+        &mut self,
+        number: usize,
+        view: &View,
+        mut writer: VolumeWriter,
+    ) -> Result<Volume> {
+        let mut plan = self.plans[number].clone();
         check_size(view)?;
         let known = self.known_nodes();
         let root = writer
@@ -235,6 +261,91 @@ impl<'a> Backup<'a> {
         Ok(Volume { root, unreadable, new_bytes, ..volume_of(view, &plan) })
     }
 
+    /// Backs the volume up from its change source's stream, if it has one: of what changed since
+    /// the parent, or else of all that it holds. `None` if it is to be read from its device.
+    fn write_stream(&mut self, number: usize, view: &View) -> Result<Option<VolumeWriter>> {
+        let Some(source) = view.change_source.as_ref().filter(|_| self.plans[number].streams)
+        else {
+            return Ok(None);
+        };
+        let insisted = matches!(self.request.changes, Changes::Kind(_));
+        let parent = self.plans[number].parent.clone();
+        if let Some(parent) = parent.filter(|_| self.archive.is_some()) {
+            match source.stream(Some((&parent.volume.proof, parent.volume.size))) {
+                Ok(stream) => return self.write_streamed(number, view, stream, Some(&parent)),
+                Err(Degraded(why)) => self.plans[number].degrade(insisted, view, &**source, why)?,
+            }
+        }
+        match source.stream(None) {
+            Ok(stream) => self.write_streamed(number, view, stream, None),
+            Err(Degraded(why)) => {
+                self.plans[number].degrade(insisted, view, &**source, why).map(|()| None)
+            }
+        }
+    }
+
+    /// Backs the volume up from a stream of changes since `base`, or of all that it holds; `None`
+    /// if that was not to be believed.
+    fn write_streamed(
+        &mut self,
+        number: usize,
+        view: &View,
+        stream: Box<dyn ChangeStream>,
+        base: Option<&Parent>,
+    ) -> Result<Option<VolumeWriter>> {
+        let plan = self.plans[number].clone();
+        let unknown = match base {
+            Some(parent) => plan::unknown_in_parent(parent, &plan.shape)?,
+            None => Vec::new(),
+        };
+        let (mut said, mut lost) = (OnceLock::new(), OnceLock::new());
+        let gaps = if base.is_some() { Change::Unchanged } else { Change::Zero };
+        let streamed = Streamed { stream, gaps, unknown: &unknown, said: &said, lost: &lost };
+        let mut writer = VolumeWriter::new(number as u16, &plan, self.store()?);
+        let pumped = self.pump(number, view, &plan, Some(streamed), &mut writer);
+        let kind = view.change_source.as_ref().map_or("stream", |source| source.kind());
+        match (pumped, lost.take()) {
+            (Ok(()), _) => {}
+            (Err(_), Some(why)) => {
+                self.distrust(number, format!("{kind}: {why}; everything was read"));
+                return self.start_over(view);
+            }
+            (Err(error), None) => {
+                self.lose_parent(number, error)?;
+                return self.start_over(view);
+            }
+        }
+        if base.is_some() {
+            self.plans[number].change_source = kind.into();
+        }
+        let said = plan::steps_of(&said.take().unwrap_or_default(), &plan.shape, &unknown);
+        match self.audit(number, view, &said) {
+            Ok(Verdict::Believed(_)) => return Ok(Some(writer)),
+            Ok(Verdict::Refuted) => {}
+            Err(error) => self.lose_parent(number, error)?,
+        }
+        self.start_over(view)
+    }
+
+    /// Goes on without a parent whose map is damaged, if that is what happened and is borne.
+    fn lose_parent(&mut self, number: usize, error: Error) -> Result<()> {
+        if !error.is_damage() || !self.bears_lost_parent() || self.sink_failed {
+            return Err(error);
+        }
+        // Only the first reason counts.
+        let _ = self.parent_lost.set(read::why_lost(&error));
+        let plan = &mut self.plans[number];
+        (plan.parent, plan.steps, plan.change_source) = (None, None, "none".into());
+        Ok(())
+    }
+
+    /// Before a volume is read from its first byte again.
+    fn start_over(&self, view: &View) -> Result<Option<VolumeWriter>> {
+        self.context.cancel.check()?;
+        self.context.observer.phase(Phase::Read, Some(view.size));
+        Ok(None)
+    }
+
     /// A reader of the parent's map, if there is an archive.
     fn store(&self) -> Result<Option<Store>> {
         match (&self.archive, &self.index) {
@@ -251,6 +362,7 @@ impl<'a> Backup<'a> {
         number: usize,
         view: &View,
         plan: &VolumePlan,
+        streamed: Option<Streamed<'_>>,
         writer: &mut VolumeWriter,
     ) -> Result<()> {
         let Sizes { workers, items, read_depth } = self.sizes;
@@ -279,7 +391,10 @@ impl<'a> Backup<'a> {
         let (observer, sink_failed) = (&self.context.observer, &mut self.sink_failed);
         pipeline::run(
             Plan { workers, items },
-            |feeder| read::produce(source, feeder),
+            |feeder| match streamed {
+                Some(streamed) => stream::produce(source, streamed, feeder),
+                None => read::produce(source, feeder),
+            },
             Encoder::new,
             |encoder, gauge, item| super::work::work(&shared, encoder, gauge, item),
             |_, work| {
@@ -322,14 +437,9 @@ impl<'a> Backup<'a> {
 
     /// Sees that what is to be kept can be read of the parent's map, and that it is true.
     fn check_parent(&mut self, number: usize, view: &View) -> Result<()> {
-        match self.rehearse(number).and_then(|()| self.audit(number, view)) {
-            Err(error) if error.is_damage() && self.bears_lost_parent() => {
-                let _ = self.parent_lost.set(read::why_lost(&error));
-                let plan = &mut self.plans[number];
-                (plan.parent, plan.steps, plan.change_source) = (None, None, "none".into());
-                Ok(())
-            }
-            other => other,
+        match self.rehearse(number).and_then(|()| self.audit_steps(number, view)) {
+            Err(error) => self.lose_parent(number, error),
+            Ok(()) => Ok(()),
         }
     }
 
@@ -351,42 +461,45 @@ impl<'a> Backup<'a> {
         Ok(())
     }
 
+    /// Audits the plan's steps, and has everything read if they are not to be believed.
+    fn audit_steps(&mut self, number: usize, view: &View) -> Result<()> {
+        let Some(steps) = self.plans[number].steps.take() else { return Ok(()) };
+        self.plans[number].steps = match self.audit(number, view, &steps)? {
+            // What cannot be read is not known to be as it was. The reader meets it again, and does
+            // with it what the request says.
+            Verdict::Believed(unreadable) => Some(unreadable.iter().fold(steps, plan::with_read)),
+            Verdict::Refuted => None,
+        };
+        Ok(())
+    }
+
     /// Reads a random sample of what the change source spares us to read; one difference and
     /// nothing it says is believed any more.
-    fn audit(&mut self, number: usize, view: &View) -> Result<()> {
+    fn audit(&mut self, number: usize, view: &View, steps: &[Step]) -> Result<Verdict> {
         let share = self.request.audit_share.clamp(0.0, 1.0);
         let store = self.store()?;
-        let plan = &mut self.plans[number];
-        let (Some(steps), Some(parent), Some(store)) = (&mut plan.steps, &plan.parent, store)
-        else {
-            return Ok(());
-        };
-        let audit = Audit::new(plan.shape, parent, view, store)?;
+        let plan = &self.plans[number];
+        let audit = Audit::new(plan.shape, plan.parent.as_ref().zip(store), view)?;
         let findings = audit.run(steps, share, &self.context.cancel)?;
-        self.audited_bytes = findings.bytes;
+        self.audited_bytes += findings.bytes;
+        let liar = view.change_source.as_ref().map_or("the change source", |source| source.kind());
         let why = match findings.lie {
             Some((offset, called)) => {
-                let liar = &plan.change_source;
                 format!("{liar} called the chunk at {offset:#x} {called}, but it differs")
             }
-            None if findings.are_too_few() => {
-                format!("too little can be read to audit {}", plan.change_source)
-            }
-            None => {
-                // What cannot be read is not known to be as it was. The reader meets it again,
-                // and does with it what the request says.
-                for chunks in &findings.unreadable {
-                    *steps = plan::with_read(std::mem::take(steps), chunks);
-                }
-                return Ok(());
-            }
+            None if findings.are_too_few() => format!("too little can be read to audit {liar}"),
+            None => return Ok(Verdict::Believed(findings.unreadable)),
         };
-        let why = format!("{why}; everything was read");
+        self.distrust(number, format!("{why}; everything was read"));
+        Ok(Verdict::Refuted)
+    }
+
+    /// Notes that a volume's change source is not believed.
+    fn distrust(&mut self, number: usize, why: String) {
+        let plan = &mut self.plans[number];
         plan.change_source = "none".into();
         plan.degraded = Some(why.clone());
-        plan.steps = None;
         self.warn(why);
-        Ok(())
     }
 
     fn write_attached(&mut self) -> Result<Vec<Attached>> {

@@ -24,6 +24,7 @@ pub fn view(name: &str, path: &Path) -> Result<(View, Arc<FileDevice>)> {
         device: Arc::clone(&device) as _,
         size,
         change_source: None,
+        degraded: None,
     };
     Ok((view, device))
 }

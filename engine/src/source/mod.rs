@@ -5,7 +5,9 @@
 //! identities that the earlier snapshot recorded are found unchanged, and even then a random
 //! sample of what it calls unchanged is read and compared.
 
+pub mod changed;
 pub mod file;
+pub mod hold;
 pub mod memory;
 
 use std::collections::BTreeMap;
@@ -30,6 +32,8 @@ pub struct View {
     pub size: u64,
     /// Who knows what changed, if anybody.
     pub change_source: Option<Arc<dyn ChangeSource>>,
+    /// Why it could not be held or told better, where a volume of its kind could be.
+    pub degraded: Option<String>,
 }
 
 /// What became of a range since the base.
@@ -70,6 +74,55 @@ pub trait ChangeSource: Send + Sync {
     /// # Errors
     /// `Degraded` if the identities do not fit or the source cannot tell.
     fn changes(&self, base: &Proof, base_size: u64) -> Result<Vec<ChangedExtent>, Degraded>;
+
+    /// Where the view can hold anything ([`Change::Changed`]) and where it is known to be zero,
+    /// whatever the base: ascending, from 0 to its size without gaps or overlaps. `None` if this
+    /// source knows nothing of the kind.
+    ///
+    /// # Errors
+    /// `Degraded` if it cannot tell this time.
+    fn allocated(&self) -> Option<Result<Vec<ChangedExtent>, Degraded>> {
+        None
+    }
+
+    /// Whether it is [`stream`](ChangeSource::stream) that is to be asked.
+    fn streams(&self) -> bool {
+        false
+    }
+
+    /// Changes together with their bytes, in one pass: since the view whose proof and size are
+    /// given, or since a volume of zeroes.
+    ///
+    /// # Errors
+    /// `Degraded` if the identities do not fit or the source cannot tell.
+    fn stream(&self, _base: Option<(&Proof, u64)>) -> Result<Box<dyn ChangeStream>, Degraded> {
+        Err(Degraded(format!("{} has no stream", self.kind())))
+    }
+}
+
+/// Changes with their bytes: ascending, not overlapping, within the view.
+pub trait ChangeStream: Send {
+    /// The next piece, or `None` once the stream's end is proven. Of a piece of data, `bytes` holds
+    /// the bytes afterwards; at most [`STREAM_PIECE_LEN_MAX`].
+    ///
+    /// # Errors
+    /// `Degraded` if it is not what it should be; nothing it said before is to be believed then.
+    fn next(&mut self, bytes: &mut Vec<u8>) -> Result<Option<Piece>, Degraded>;
+}
+
+/// Longest piece of data in a stream, in bytes: the largest block of ZFS.
+pub const STREAM_PIECE_LEN_MAX: usize = 16 << 20;
+
+/// What a stream says of a range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// It holds the bytes that came with it.
+    Data {
+        /// Where, in bytes of the view.
+        offset: u64,
+    },
+    /// It reads as zeroes.
+    Zero(Range<u64>),
 }
 
 /// Checks what a change source said: it must cover the view exactly.

@@ -45,6 +45,7 @@ pub fn request() -> BackupRequest {
         tags: BTreeMap::new(),
         dedup: Dedup::On,
         on_read_error: OnReadError::Fail,
+        holding: Default::default(),
         dry_run: false,
     }
 }
@@ -67,7 +68,14 @@ pub fn holding(bytes: &[u8]) -> MemoryDevice {
 /// The volume `name` on `device`.
 pub fn view_of(name: &str, device: Arc<dyn Extents>) -> View {
     let size = device.len().unwrap();
-    View { name: name.into(), description: "memory".into(), device, size, change_source: None }
+    View {
+        name: name.into(),
+        description: "memory".into(),
+        device,
+        size,
+        change_source: None,
+        degraded: None,
+    }
 }
 
 /// The volume `disk` with these bytes.

@@ -27,7 +27,7 @@ use voltar_engine::io::probe;
 use voltar_engine::observe::Observer;
 use voltar_engine::options::{
     ArchiveHome, BackupRequest, Changes, Compression, Context, Delta, IoEngine, OnDamage,
-    ParentChoice, RestoreRequest, Selector, SourceRequest, TargetRequest,
+    ParentChoice, Place, RestoreRequest, Selector, SourceRequest, TargetRequest,
 };
 use voltar_engine::report::{BackupReport, VolumeBackup, VolumeRestore};
 use voltar_engine::restore::job::Job;
@@ -513,7 +513,9 @@ impl World {
                 for (number, name) in names.iter().enumerate() {
                     let path = directory.join(format!("source {number}"));
                     write_sparse(&path, &self.live[name].bytes);
-                    request.sources.push(SourceRequest { name: name.clone(), path });
+                    request
+                        .sources
+                        .push(SourceRequest { name: name.clone(), place: Place::Path(path) });
                 }
                 request.archive = ArchiveHome::File(directory.join("archive.voltar"));
                 Ok(backup::run(&request, &Context { io: *io, ..context })?)
@@ -715,6 +717,7 @@ impl Live {
             device: Arc::new(MemoryDevice::from_bytes(&self.bytes)),
             size: self.bytes.len() as u64,
             change_source: source,
+            degraded: None,
         }
     }
 }

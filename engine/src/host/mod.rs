@@ -1,0 +1,4 @@
+//! The host's own tools, run and read; and what is kept about them between runs.
+
+pub mod command;
+pub mod lock;

@@ -1,0 +1,286 @@
+//! Holding volumes still while they are read, and what becomes of that afterwards.
+//!
+//! ```text
+//! prepare -> take (all volumes at one instant) -> open -> backup -> keep      the commit is durable
+//!                                                          |  |-> release     there is none
+//!                                                          `-- check          once a second
+//! ```
+//!
+//! A kind of volume that has snapshots implements [`Capture`] for all its volumes in a request and
+//! [`Hold`] for each. Identities decide what a base is, not names: the manifest records which
+//! snapshot was read, and the next backup looks for exactly that one. So a crash between the commit
+//! and [`Hold::keep`] loses nothing: the snapshot that still lies there is the base.
+
+use std::sync::{Mutex, PoisonError};
+use std::thread::Scope;
+use std::time::Duration;
+
+use super::{View, file};
+use crate::cancel::Cancel;
+use crate::device::file::FileIdentity;
+use crate::error::{Error, ErrorKind, Result};
+use crate::observe::Observer;
+use crate::options::{Holding, Place, SourceRequest};
+use crate::threads;
+
+/// How often what can become worthless is looked at.
+const WATCH: Duration = Duration::from_secs(1);
+/// How often the watcher looks whether it may go.
+const NAP: Duration = Duration::from_millis(20);
+
+/// A volume of a request that a kind takes care of.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Its number in the request.
+    pub number: usize,
+    /// Its name in the archive.
+    pub name: String,
+    /// What the user called it.
+    pub place: Place,
+}
+
+/// All volumes of one kind in a request, on their way to being held still. Made by the kind's
+/// `prepare`, which takes its locks and refuses what cannot work.
+pub trait Capture: Send {
+    /// Makes the snapshots, in one transaction where the kind has those.
+    ///
+    /// # Errors
+    /// What was made is left to [`abandon`](Capture::abandon).
+    fn take(&mut self) -> Result<()>;
+
+    /// Opens what [`take`](Capture::take) made, with the numbers of the volumes.
+    ///
+    /// # Errors
+    /// What was made is left to [`abandon`](Capture::abandon).
+    fn open(&mut self) -> Result<Vec<(usize, Held)>>;
+
+    /// Takes away all that was made and not handed out, at any stage.
+    ///
+    /// # Errors
+    /// Names what is left.
+    fn abandon(&mut self) -> Result<()>;
+}
+
+/// What was made on the host to hold one volume still, and what is to remain of it.
+pub trait Hold: Send {
+    /// Whether it can become worthless while it is read.
+    fn is_watched(&self) -> bool {
+        false
+    }
+
+    /// Looks whether what is read can still be trusted.
+    ///
+    /// # Errors
+    /// Once it cannot.
+    fn check(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// The snapshot that holds it is durable: what was made becomes the base of the next backup, as
+    /// far as the request wants one, and all else is taken away, the old base last.
+    ///
+    /// # Errors
+    /// Names what is left.
+    fn keep(&mut self) -> Result<()>;
+
+    /// There is no snapshot of it: what was made is taken away, the old base stays.
+    ///
+    /// # Errors
+    /// Names what is left.
+    fn release(&mut self) -> Result<()>;
+}
+
+/// A volume held still.
+pub struct Held {
+    /// Its bytes.
+    pub view: View,
+    /// Which files and devices an archive must not be.
+    pub identities: Vec<FileIdentity>,
+    /// What becomes of it.
+    pub hold: Option<Box<dyn Hold>>,
+}
+
+/// All volumes of a request, held still.
+pub struct HeldVolumes {
+    /// The volumes in the request's order.
+    pub views: Vec<View>,
+    /// Which files and devices an archive must not be.
+    pub identities: Vec<FileIdentity>,
+    holds: Mutex<Vec<Box<dyn Hold>>>,
+}
+
+/// Which kind takes care of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    /// Nobody: it is read as it is.
+    Plain,
+}
+
+/// Finds out what the sources are and holds them still, all at one instant as far as their kinds
+/// can.
+///
+/// # Errors
+/// Names the volume and what is in the way; nothing is left of what was made, or the error says so.
+pub fn hold(
+    sources: &[SourceRequest],
+    _holding: &Holding,
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<HeldVolumes> {
+    let mut captures: Vec<Box<dyn Capture>> = Vec::new();
+    let mut held = Vec::new();
+    let outcome = captured(sources, cancel, &mut captures, &mut held);
+    if let Err(error) = outcome {
+        for (_, held) in &mut held {
+            tell(observer, held.hold.as_mut().map_or(Ok(()), |hold| hold.release()));
+        }
+        for capture in &mut captures {
+            tell(observer, capture.abandon());
+        }
+        return Err(error);
+    }
+    held.sort_by_key(|(number, _)| *number);
+    let mut volumes =
+        HeldVolumes { views: Vec::new(), identities: Vec::new(), holds: Mutex::default() };
+    for (_, Held { view, identities, hold }) in held {
+        volumes.views.push(view);
+        volumes.identities.extend(identities);
+        volumes.holds.get_mut().unwrap_or_else(PoisonError::into_inner).extend(hold);
+    }
+    Ok(volumes)
+}
+
+fn captured(
+    sources: &[SourceRequest],
+    cancel: &Cancel,
+    captures: &mut Vec<Box<dyn Capture>>,
+    held: &mut Vec<(usize, Held)>,
+) -> Result<()> {
+    let mut wanted: Vec<(Kind, Vec<Wanted>)> = Vec::new();
+    for (number, source) in sources.iter().enumerate() {
+        let SourceRequest { name, place } = source.clone();
+        let kind = kind_of(&place)?;
+        let wish = Wanted { number, name, place };
+        match wanted.iter_mut().find(|(other, _)| *other == kind) {
+            Some((_, wishes)) => wishes.push(wish),
+            None => wanted.push((kind, vec![wish])),
+        }
+    }
+    for (kind, wishes) in wanted {
+        match kind {
+            Kind::Plain => held.extend(plain(wishes)?),
+        }
+    }
+    for capture in &mut *captures {
+        cancel.check()?;
+        capture.take()?;
+    }
+    for capture in captures {
+        cancel.check()?;
+        held.extend(capture.open()?);
+    }
+    Ok(())
+}
+
+/// Which kind a place is of, looking at what it leads to.
+fn kind_of(place: &Place) -> Result<Kind> {
+    match place {
+        Place::Path(_) => Ok(Kind::Plain),
+        Place::Lvm { .. } | Place::Zfs(_) => {
+            Err(Error::new(ErrorKind::Unsupported, "this kind of volume is not known")
+                .on(place.to_string()))
+        }
+    }
+}
+
+/// Volumes that are read as they are.
+fn plain(wishes: Vec<Wanted>) -> Result<Vec<(usize, Held)>> {
+    let open = |wish: Wanted| match &wish.place {
+        Place::Path(path) => {
+            let (view, device) = file::view(&wish.name, path)?;
+            let identities = vec![device.identity().clone()];
+            Ok((wish.number, Held { view, identities, hold: None }))
+        }
+        other => Err(Error::new(ErrorKind::Internal, "a volume without a path is read as a path")
+            .on(other.to_string())),
+    };
+    wishes.into_iter().map(open).collect()
+}
+
+impl HeldVolumes {
+    /// Watches what can become worthless until `done`, and raises `cancel` once it is.
+    ///
+    /// # Errors
+    /// What [`Hold::check`] said, in the thread's result.
+    pub fn watch<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        done: &'scope Cancel,
+        cancel: &'scope Cancel,
+    ) -> Result<Option<std::thread::ScopedJoinHandle<'scope, Result<()>>>> {
+        if !self.lock().iter().any(|hold| hold.is_watched()) {
+            return Ok(None);
+        }
+        let watch = || {
+            while !done.is_raised() {
+                let checked = self.check();
+                if checked.is_err() {
+                    cancel.raise();
+                    return checked;
+                }
+                let mut slept = Duration::ZERO;
+                while slept < WATCH && !done.is_raised() {
+                    std::thread::sleep(NAP);
+                    slept += NAP;
+                }
+            }
+            Ok(())
+        };
+        threads::start(scope, "watch", watch).map(Some)
+    }
+
+    /// Looks whether what was read can be trusted: before anything of it is committed.
+    ///
+    /// # Errors
+    /// As [`Hold::check`].
+    pub fn check(&self) -> Result<()> {
+        self.lock().iter_mut().try_for_each(|hold| hold.check())
+    }
+
+    /// Keeps what is to remain, and returns what went wrong.
+    pub fn keep(self) -> Vec<Error> {
+        self.end(|hold| hold.keep())
+    }
+
+    /// Takes away what was made, and returns what went wrong.
+    pub fn release(self) -> Vec<Error> {
+        self.end(|hold| hold.release())
+    }
+
+    /// The devices go first: what is open cannot be taken away.
+    fn end(self, with: impl Fn(&mut dyn Hold) -> Result<()>) -> Vec<Error> {
+        drop(self.views);
+        let mut holds = self.holds.into_inner().unwrap_or_else(PoisonError::into_inner);
+        holds.iter_mut().filter_map(|hold| with(&mut **hold).err()).collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Box<dyn Hold>>> {
+        self.holds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Says what is left on the host.
+fn tell(observer: &dyn Observer, outcome: Result<()>) {
+    if let Err(error) = outcome {
+        observer.notice(&left(&error));
+    }
+}
+
+/// In words, that something was not taken away.
+pub fn left(error: &Error) -> String {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+    format!(
+        "something is left on this host, and goes with the next backup of the volume: {error}{}",
+        cause.unwrap_or_default()
+    )
+}
