@@ -197,7 +197,8 @@ pub struct RestoreArgs {
     /// What to restore
     #[arg(value_name = "ARCHIVE[@SNAPSHOT]")]
     pub archive: OsString,
-    /// Where to: a block device or a file, created sparse if missing; NAME= tells several apart
+    /// Where to: a block device, a file, lvm:GROUP/VOLUME or zfs:POOL/VOLUME, created if missing; NAME=
+    /// tells several apart
     #[arg(required = true, value_name = "[NAME=]TARGET")]
     pub targets: Vec<OsString>,
     /// Which volume of the snapshot goes to the one TARGET
@@ -223,6 +224,12 @@ pub struct RestoreArgs {
     #[arg(long, value_enum, default_value = "fail", value_name = "fail|zero")]
     #[arg(hide_possible_values = true)]
     pub on_damage: Damage,
+    /// Thin pool for a new logical volume, or `none` [default: as it was, if there is such a pool]
+    #[arg(long, value_name = "POOL|none", help_heading = "New volumes")]
+    pub thin_pool: Option<String>,
+    /// Block length of a new zvol [default: as it was, or else the pool's default]
+    #[arg(long, value_name = "SIZE", value_parser = volume_block_len, help_heading = "New volumes")]
+    pub volblocksize: Option<u32>,
     /// Bound on the rate of writing, per second: `100M`
     #[arg(long, value_name = "RATE", value_parser = size::parse_rate, help_heading = "Resources")]
     pub limit: Option<u64>,
@@ -394,6 +401,14 @@ fn memory(text: &str) -> Result<u64, String> {
         }
         bytes => Ok(bytes),
     }
+}
+
+fn volume_block_len(text: &str) -> Result<u32, String> {
+    let bytes = size::parse(text)?;
+    u32::try_from(bytes)
+        .ok()
+        .filter(|len| len.is_power_of_two() && (512..=16 << 20).contains(len))
+        .ok_or_else(|| "a block is a power of two from 512 to 16M".to_string())
 }
 
 fn chunk_len(text: &str) -> Result<u32, String> {

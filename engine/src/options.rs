@@ -292,8 +292,18 @@ pub enum OnDamage {
 pub struct TargetRequest {
     /// The volume's name; `None` when the snapshot has only one.
     pub name: Option<String>,
-    /// The block device or file.
-    pub path: PathBuf,
+    /// Where it goes. A logical volume or a zvol that does not exist is created.
+    pub place: Place,
+}
+
+/// How volumes that do not exist are created.
+#[derive(Clone, Debug, Default)]
+pub struct NewVolumes {
+    /// The thin pool of a logical volume; `none` makes a thick one. `None`: the pool it was backed
+    /// up from, if the group has one of that name.
+    pub thin_pool: Option<String>,
+    /// Block length of a zvol in bytes; `None`: as it was, or else the pool's default.
+    pub zvol_block_len: Option<u64>,
 }
 
 /// A restore to do.
@@ -317,6 +327,8 @@ pub struct RestoreRequest {
     pub on_damage: OnDamage,
     /// Check everything, write nothing.
     pub dry_run: bool,
+    /// How volumes that do not exist are created.
+    pub new_volumes: NewVolumes,
     /// A directory for the notes that make a restore resumable; without one it is not.
     pub state_dir: Option<PathBuf>,
 }

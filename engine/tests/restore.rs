@@ -605,6 +605,10 @@ fn progress_adds_up_in_every_phase() {
     assert_eq!(*sums.0.lock().unwrap(), expected);
 }
 
+fn at(path: &Path) -> voltar_engine::options::Place {
+    voltar_engine::options::Place::Path(path.to_path_buf())
+}
+
 /// A folder with an archive of files in it.
 struct Place {
     folder: TempDir,
@@ -619,10 +623,7 @@ impl Place {
             .map(|(name, bytes)| {
                 let path = folder.path().join(format!("{name}.raw"));
                 fs::write(&path, bytes).unwrap();
-                SourceRequest {
-                    name: (*name).to_owned(),
-                    place: voltar_engine::options::Place::Path(path),
-                }
+                SourceRequest { name: (*name).to_owned(), place: at(&path) }
             })
             .collect();
         let request = BackupRequest {
@@ -642,13 +643,14 @@ impl Place {
         RestoreRequest {
             archive: self.archive.clone(),
             snapshot: Selector::Latest(0),
-            targets: vec![TargetRequest { name: None, path: target.to_path_buf() }],
+            targets: vec![TargetRequest { name: None, place: at(target) }],
             overwrite: false,
             delta: Delta::Auto,
             read_back: true,
             discard: false,
             on_damage: OnDamage::Fail,
             dry_run: false,
+            new_volumes: Default::default(),
             state_dir: Some(self.path("state")),
         }
     }
@@ -779,7 +781,7 @@ fn several_volumes_and_what_names_get() {
     let place = Place::new(tempfile::tempdir().unwrap(), &[("one", &one), ("two", &two)]);
     let to = |name: Option<&str>, file: &str| TargetRequest {
         name: name.map(str::to_owned),
-        path: place.path(file),
+        place: at(&place.path(file)),
     };
     let with = |targets| RestoreRequest { targets, ..place.request(Path::new("")) };
     let outcome = |targets| {

@@ -12,8 +12,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use voltar_engine::options::{
-    ArchiveHome, BackupRequest, Context, Dedup, Delta, Holding, Keep, OnDamage, OnReadError,
-    ParentChoice, RestoreRequest, Selector, SnapshotUse, SourceRequest, TargetRequest,
+    ArchiveHome, BackupRequest, Context, Dedup, Delta, Holding, Keep, NewVolumes, OnDamage,
+    OnReadError, ParentChoice, RestoreRequest, Selector, SnapshotUse, SourceRequest, TargetRequest,
     VerifyRequest,
 };
 
@@ -274,6 +274,10 @@ fn restore(args: RestoreArgs, world: &dyn World) -> Result<RestoreRequest, Comma
             args::Damage::Fail => OnDamage::Fail,
             args::Damage::Zero => OnDamage::Zero,
         },
+        new_volumes: NewVolumes {
+            thin_pool: args.thin_pool,
+            zvol_block_len: args.volblocksize.map(u64::from),
+        },
         dry_run: args.dry_run,
         state_dir: state::directory(world),
     })
@@ -286,8 +290,8 @@ fn targets(
 ) -> Result<Vec<TargetRequest>, CommandError> {
     let mut targets = words
         .iter()
-        .map(|word| place::named(word, world))
-        .map(|place| place.map(|p| TargetRequest { name: p.name, path: p.path }))
+        .map(|word| place::target(word, world))
+        .map(|named| named.map(|(name, place)| TargetRequest { name, place }))
         .collect::<Result<Vec<_>, CommandError>>()?;
     if let Some(volume) = volume {
         match targets.as_mut_slice() {
@@ -313,7 +317,7 @@ fn refuse_unnamed(targets: &[TargetRequest]) -> Result<(), CommandError> {
     match targets.iter().find(|target| target.name.is_none()) {
         None => Ok(()),
         Some(target) => Err(CommandError::usage(
-            format!("which volume goes to {}? there are several targets", target.path.display()),
+            format!("which volume goes to {}? there are several targets", target.place),
             "write NAME=TARGET for each of them",
         )),
     }

@@ -57,19 +57,27 @@ pub fn named(word: &OsStr, world: &dyn World) -> Result<Named, CommandError> {
 
 /// Reads `[NAME=]SOURCE`: a path, `lvm:GROUP/VOLUME` or `zfs:POOL/VOLUME`, with the volume's name.
 pub fn source(word: &OsStr, world: &dyn World) -> Result<(String, Place), CommandError> {
+    let (name, place) = target(word, world)?;
+    let name = match (name, &place) {
+        (Some(name), _) => name,
+        (None, Place::Path(path)) => default_name(path)?,
+        (None, Place::Lvm { volume, .. }) => volume.clone(),
+        (None, Place::Zfs(dataset)) => default_name(Path::new(dataset))?,
+    };
+    Ok((name, place))
+}
+
+/// Reads `[NAME=]TARGET`: a path, `lvm:GROUP/VOLUME` or `zfs:POOL/VOLUME`, with the name if there is
+/// one.
+pub fn target(word: &OsStr, world: &dyn World) -> Result<(Option<String>, Place), CommandError> {
     let (name, rest) = match split_name(word) {
         Some((name, rest)) if !world.exists(Path::new(word)) => (Some(name), rest),
         _ => (None, word),
     };
-    let Some(place) = volume(rest, world)? else {
-        let (name, path) = named(word, world)?.with_default_name()?;
-        return Ok((name, Place::Path(path)));
-    };
-    let name = match name {
-        Some(name) => checked_name(name, word)?,
-        None => default_name(Path::new(split_first(rest, b':').map_or(rest, |(_, path)| path)))?,
-    };
-    Ok((name, place))
+    match volume(rest, world)? {
+        Some(place) => Ok((name.map(|name| checked_name(name, word)).transpose()?, place)),
+        None => named(word, world).map(|named| (named.name, Place::Path(named.path))),
+    }
 }
 
 /// A volume that is named by its manager's names; `None` for a path.

@@ -11,6 +11,7 @@
 
 mod ahead;
 mod compare;
+mod create;
 pub mod job;
 mod lookup;
 mod lost;
@@ -138,11 +139,11 @@ fn clear_all(
     let mut cleared = Vec::new();
     let mut others = Vec::new();
     for assignment in assignments {
-        let (path, job) = (&assignment.path, &assignment.job);
-        let one = target::clear(path, job, &id, &others, request, &context.cancel)?;
+        let (place, path, job) = (&assignment.place, assignment.path(), &assignment.job);
+        let one = target::clear(place, job, &id, &others, request, &context.cancel)?;
         target::remark(&one, job).into_iter().for_each(|text| warn(report, context, text));
         cleared.push(one);
-        others.push(path.clone());
+        others.push(path);
     }
     Ok(cleared)
 }
@@ -156,7 +157,7 @@ fn rehearse_all(
     for assignment in assignments {
         // A stand-in with the target's name; nobody writes to it.
         let size = assignment.job.shape.size();
-        let target = MemoryDevice::new(size).with_label(assignment.path.display().to_string());
+        let target = MemoryDevice::new(size).with_label(assignment.path().display().to_string());
         let restore = Restore::new(&assignment.job, &target, How::default(), context, engine);
         let outcome = restore.rehearse();
         report.volumes.push(restore.report(outcome.is_ok()));

@@ -2,18 +2,26 @@
 
 use std::path::{Path, PathBuf};
 
+use super::create::device_path;
 use super::job::Job;
 use crate::archive::open::Archive;
 use crate::archive::snapshots::Snapshot;
 use crate::error::{Error, ErrorKind, Result};
-use crate::options::{Delta, RestoreRequest, TargetRequest};
+use crate::options::{Delta, Place, RestoreRequest, TargetRequest};
 
 /// A volume and where it goes.
 pub struct Assignment {
     /// The volume.
     pub job: Job,
-    /// The target's path.
-    pub path: PathBuf,
+    /// The target.
+    pub place: Place,
+}
+
+impl Assignment {
+    /// Where the target's file or device is, or will be.
+    pub fn path(&self) -> PathBuf {
+        device_path(&self.place)
+    }
 }
 
 /// Refuses what contradicts itself.
@@ -33,7 +41,8 @@ pub fn check(request: &RestoreRequest) -> Result<()> {
             "leave out one of `--discard` and `--delta`",
         );
     }
-    let mut paths: Vec<_> = request.targets.iter().map(|target| &target.path).collect();
+    let mut paths: Vec<_> =
+        request.targets.iter().map(|target| device_path(&target.place)).collect();
     paths.sort();
     let twice = paths.windows(2).find_map(|pair| match pair {
         [one, other] if one == other => Some(one),
@@ -75,7 +84,7 @@ pub fn assign(
                 .hint("restore it to the second target with a command of its own"));
         }
         let job = Job::new(archive, snapshot, volume, request.on_damage)?;
-        assignments.push(Assignment { job, path: target.path.clone() });
+        assignments.push(Assignment { job, place: target.place.clone() });
     }
     Ok(assignments)
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use super::compare::Sample;
+use super::create::{self, Found, NewVolume};
 use super::job::{Job, Tally};
 use super::plan;
 use super::state::Note;
@@ -17,12 +18,14 @@ use crate::device::open::{check_creatable, create_target_file, directory_of, syn
 use crate::device::{Device, Resize};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::ioctl;
-use crate::options::{Delta, RestoreRequest};
+use crate::options::{Delta, Place, RestoreRequest};
 
 /// A target that passed the guard, or a path where nothing is yet.
 pub enum Cleared {
     /// Nothing is there.
     Absent(PathBuf),
+    /// There is no such volume yet.
+    New(NewVolume),
     /// It may be written.
     Present {
         /// The opened target.
@@ -53,15 +56,49 @@ enum Undo {
     Nothing,
     /// It was created.
     Remove,
+    /// The volume was created.
+    Destroy(NewVolume),
     /// Its length was this.
     SetLen(u64),
 }
 
-/// Guards the target at `path`, or finds that nothing is there. Nothing is changed.
+/// Guards the target at `place`, or finds that nothing is there. Nothing is changed.
 ///
 /// # Errors
 /// `TargetRefused`, and those of looking.
 pub fn clear(
+    place: &Place,
+    job: &Job,
+    snapshot: &str,
+    others: &[PathBuf],
+    request: &RestoreRequest,
+    cancel: &Cancel,
+) -> Result<Cleared> {
+    let path = match place {
+        Place::Path(path) => path.clone(),
+        _ => match create::find(place, job, &request.new_volumes)? {
+            Found::Absent(new) => return Ok(Cleared::New(new)),
+            Found::Present(path) if !path.exists() => {
+                return Err(Error::new(ErrorKind::TargetRefused, "the volume has no device")
+                    .on(place.to_string())
+                    .hint("activate it (`lvchange -ay`, `zfs set volmode=dev`)"));
+            }
+            Found::Present(path) => path,
+        },
+    };
+    let is_managed = !matches!(place, Place::Path(_));
+    if is_managed && !request.overwrite && !is_noted(&path, job, snapshot, request) {
+        return Err(Error::new(
+            ErrorKind::TargetRefused,
+            "refusing to write to the target, it exists",
+        )
+        .on(place.to_string())
+        .hint("choose another name, or allow it to be overwritten (`--overwrite`)"));
+    }
+    clear_path(&path, job, snapshot, others, request, cancel)
+}
+
+fn clear_path(
     path: &Path,
     job: &Job,
     snapshot: &str,
@@ -154,6 +191,20 @@ fn open(cleared: Cleared, job: &Job, request: &RestoreRequest) -> Result<(FileDe
             let device = create_target_file(&path, needs)?;
             Ok((device, How { blank: true, ..How::default() }, Undo::Remove))
         }
+        Cleared::New(new) => {
+            new.create()?;
+            match open_new(&new, job, request) {
+                Ok(device) => {
+                    let how = How { blank: new.is_blank(), ..How::default() };
+                    Ok((device, how, Undo::Destroy(new)))
+                }
+                Err(error) => {
+                    // Nothing better can be done: the failure that led here is reported.
+                    let _ = new.destroy();
+                    Err(error)
+                }
+            }
+        }
         Cleared::Present { device, holds_data, resumes } => {
             let has = device.identity().size;
             let delta = match request.delta {
@@ -165,6 +216,27 @@ fn open(cleared: Cleared, job: &Job, request: &RestoreRequest) -> Result<(FileDe
             let undo = if has < needs { Undo::SetLen(has) } else { Undo::Nothing };
             Ok((device, how, undo))
         }
+    }
+}
+
+/// Opens a volume that was created a moment ago, past the guard as any other.
+fn open_new(new: &NewVolume, job: &Job, request: &RestoreRequest) -> Result<FileDevice> {
+    let guarded = guard(
+        &new.path(),
+        &GuardRequest {
+            need_len: job.shape.size(),
+            // A thick volume holds what lay there before.
+            overwrite: true,
+            not_these: vec![request.archive.clone()],
+            resume_allowed: false,
+            may_grow: false,
+        },
+    )?;
+    match guarded.holds_data() && new.is_blank() {
+        false => Ok(guarded.into_device()),
+        true => Err(Error::new(ErrorKind::TargetRefused, "the new volume is not blank")
+            .on(new.path().display().to_string())
+            .hint("see who writes to new volumes on this host, and try again")),
     }
 }
 
@@ -255,7 +327,7 @@ impl Ready {
         match self.undo {
             // Its name is as new as its bytes.
             Undo::Remove => sync_directory(self.device.path()),
-            Undo::Nothing | Undo::SetLen(_) => Ok(()),
+            Undo::Nothing | Undo::SetLen(_) | Undo::Destroy(_) => Ok(()),
         }
     }
 
@@ -273,10 +345,15 @@ impl Ready {
             self.remove_note();
         }
         // Nothing better can be done if these fail; the failure that led here is reported.
-        let _ = match self.undo {
-            Undo::Nothing => Ok(()),
-            Undo::Remove => std::fs::remove_file(self.device.path()),
-            Undo::SetLen(len) => self.device.set_len(len),
-        };
+        match self.undo {
+            Undo::Nothing => {}
+            Undo::Remove => drop(std::fs::remove_file(self.device.path())),
+            Undo::SetLen(len) => drop(self.device.set_len(len)),
+            Undo::Destroy(new) => {
+                // What is open cannot be taken away.
+                drop(self.device);
+                let _ = new.destroy();
+            }
+        }
     }
 }

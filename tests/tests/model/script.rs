@@ -781,13 +781,14 @@ fn restore_file(
     let request = RestoreRequest {
         archive: directory.join("archive.voltar"),
         snapshot: Selector::IdPrefix(id.into()),
-        targets: vec![TargetRequest { name: Some(name.into()), path: path.clone() }],
+        targets: vec![TargetRequest { name: Some(name.into()), place: Place::Path(path.clone()) }],
         overwrite,
         delta,
         read_back: true,
         discard,
         on_damage: OnDamage::Fail,
         dry_run: false,
+        new_volumes: Default::default(),
         state_dir: Some(directory.join("state")),
     };
     let report = restore::run(&request, &Context { io, ..context() }).unwrap();

@@ -1,0 +1,204 @@
+//! New volumes for a restore: logical volumes and zvols, created as they were recorded or as was
+//! asked, and taken away again if not a byte of them was written.
+
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::job::Job;
+use crate::error::{Error, ErrorKind, Result};
+use crate::host::command::Tool;
+use crate::options::{NewVolumes, Place};
+
+/// How long a new volume's device may take to appear.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How often it is looked for.
+const NAP: Duration = Duration::from_millis(50);
+
+/// A volume of a manager that is not there yet, and can be created.
+#[derive(Clone, Debug)]
+pub struct NewVolume {
+    place: Place,
+    kind: Kind,
+    /// Bytes it is to have at least.
+    len: u64,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    /// Fully allocated; holds what lay there before.
+    Thick,
+    /// In this thin pool.
+    Thin(String),
+    /// A sparse zvol with blocks of so many bytes; `None` is the pool's default.
+    Zvol(Option<u64>),
+}
+
+/// What is known of a manager's volume.
+pub enum Found {
+    /// It is there, at this path.
+    Present(PathBuf),
+    /// It is not, and can be created.
+    Absent(NewVolume),
+}
+
+/// Looks for the volume at `place`, which is no path.
+///
+/// # Errors
+/// `TargetRefused` if it cannot be created here; of the tools.
+pub fn find(place: &Place, job: &Job, wishes: &NewVolumes) -> Result<Found> {
+    let path = device_path(place);
+    match place {
+        Place::Path(_) => Ok(Found::Present(path)),
+        Place::Lvm { group, volume } => find_lvm(place, group, volume, job, wishes),
+        Place::Zfs(dataset) => find_zfs(place, dataset, job, wishes),
+    }
+}
+
+/// Where the volume's device is.
+pub fn device_path(place: &Place) -> PathBuf {
+    match place {
+        Place::Path(path) => path.clone(),
+        Place::Lvm { group, volume } => Path::new("/dev").join(group).join(volume),
+        Place::Zfs(dataset) => Path::new("/dev/zvol").join(dataset),
+    }
+}
+
+fn refused(place: &Place, message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::TargetRefused, message).on(place.to_string())
+}
+
+fn find_lvm(
+    place: &Place,
+    group: &str,
+    volume: &str,
+    job: &Job,
+    wishes: &NewVolumes,
+) -> Result<Found> {
+    // One name in quotes holds nothing that means something in a selection: names were checked.
+    let names = |selection: String| {
+        let tool = Tool::new("lvs").args(["--noheadings", "-a", "-o", "lv_name", "-S", &selection]);
+        tool.arg(group).answer().map_err(|error| {
+            refused(place, "cannot ask for the volumes of the volume group")
+                .because(error)
+                .hint("`vgs` lists the volume groups")
+        })
+    };
+    if !names(format!("lv_name=\"{volume}\""))?.trim().is_empty() {
+        return Ok(Found::Present(device_path(place)));
+    }
+    let pools = names("segtype=\"thin-pool\"".into())?;
+    let has = |pool: &str| pools.lines().any(|line| line.trim() == pool);
+    let recorded = job.volume.proof.get("pool").filter(|pool| has(pool));
+    let kind = match &wishes.thin_pool {
+        Some(pool) if pool == "none" => Kind::Thick,
+        Some(pool) if has(pool) => Kind::Thin(pool.clone()),
+        Some(pool) => {
+            return Err(refused(place, format!("there is no thin pool {pool:?} in the group"))
+                .hint("`lvs` lists the pools; --thin-pool none makes a thick volume"));
+        }
+        None => recorded.map_or(Kind::Thick, |pool| Kind::Thin(pool.clone())),
+    };
+    Ok(Found::Absent(NewVolume { place: place.clone(), kind, len: job.shape.size() }))
+}
+
+fn find_zfs(place: &Place, dataset: &str, job: &Job, wishes: &NewVolumes) -> Result<Found> {
+    let (parent, _) = dataset.rsplit_once('/').unwrap_or((dataset, ""));
+    let names = Tool::new("zfs").args(["list", "-H", "-o", "name", "-t", "filesystem,volume"]);
+    let names = names.args(["-d", "1", parent]).answer().map_err(|error| {
+        refused(place, "cannot ask for the datasets beside the volume")
+            .because(error)
+            .hint("`zfs list` lists the datasets; the one above the volume must exist")
+    })?;
+    if names.lines().any(|name| name == dataset) {
+        return Ok(Found::Present(device_path(place)));
+    }
+    let recorded = || job.volume.proof.get("volblocksize").and_then(|text| text.parse().ok());
+    let block_len = wishes.zvol_block_len.or_else(recorded);
+    let len = match block_len {
+        Some(block_len) => job.shape.size().next_multiple_of(block_len),
+        // The largest default there is.
+        None => job.shape.size().next_multiple_of(128 << 10),
+    };
+    Ok(Found::Absent(NewVolume { place: place.clone(), kind: Kind::Zvol(block_len), len }))
+}
+
+impl NewVolume {
+    /// Where its device will be.
+    pub fn path(&self) -> PathBuf {
+        device_path(&self.place)
+    }
+
+    /// Whether it reads as zeroes when it is new.
+    pub fn is_blank(&self) -> bool {
+        !matches!(self.kind, Kind::Thick)
+    }
+
+    /// Creates it and waits for its device.
+    ///
+    /// # Errors
+    /// Of the tools; nothing is left then.
+    pub fn create(&self) -> Result<()> {
+        let size = format!("{}b", self.len);
+        let tool = match (&self.place, &self.kind) {
+            (Place::Lvm { group, volume }, Kind::Thin(pool)) => Tool::new("lvcreate")
+                .args(["--yes", "--virtualsize", &size, "--name", volume])
+                .args(["--thinpool", pool, group]),
+            (Place::Lvm { group, volume }, _) => Tool::new("lvcreate")
+                .args(["--yes", "--wipesignatures", "y", "--size", &size])
+                .args(["--name", volume, group]),
+            (Place::Zfs(dataset), Kind::Zvol(Some(block_len))) => Tool::new("zfs")
+                .args(["create", "-s", "-o", &format!("volblocksize={block_len}")])
+                .args(["-V", &self.len.to_string(), dataset]),
+            (Place::Zfs(dataset), _) => {
+                Tool::new("zfs").args(["create", "-s", "-V", &self.len.to_string(), dataset])
+            }
+            (Place::Path(_), _) => return Ok(()),
+        };
+        tool.answer().map_err(|error| {
+            refused(&self.place, "cannot create the target").because(error).hint(
+                "see whether there is room for it; --thin-pool and --volblocksize choose its kind",
+            )
+        })?;
+        self.wait().inspect_err(|_| {
+            // Nothing better can be done: that the device did not come is reported.
+            let _ = self.destroy();
+        })
+    }
+
+    /// Takes it away again.
+    ///
+    /// # Errors
+    /// Of the tools.
+    pub fn destroy(&self) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let tool = match &self.place {
+                Place::Lvm { group, volume } => {
+                    Tool::new("lvremove").args(["--yes", &format!("{group}/{volume}")])
+                }
+                Place::Zfs(dataset) => Tool::new("zfs").args(["destroy", dataset]),
+                Place::Path(_) => return Ok(()),
+            };
+            match tool.answer() {
+                Ok(_) => return Ok(()),
+                // Whoever looks at new devices (udev) may still have it open.
+                Err(_) if Instant::now() < end => thread::sleep(NAP),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn wait(&self) -> Result<()> {
+        let (path, end) = (self.path(), Instant::now() + PATIENCE);
+        while !path.exists() {
+            if Instant::now() > end {
+                return Err(refused(&self.place, "the new volume has no device")
+                    .because(format!("{} did not appear", path.display()))
+                    .hint("is udev running? a zvol needs volmode=dev"));
+            }
+            thread::sleep(NAP);
+        }
+        Ok(())
+    }
+}
