@@ -68,6 +68,9 @@ pub enum Verb {
     /// Print the log as it lies: header, segments, commits, and what follows the last commit
     #[command(after_long_help = INSPECT_AFTER)]
     Inspect(InspectArgs),
+    /// List the volumes of this host that can be backed up, and what voltar keeps of them here
+    #[command(after_long_help = SOURCES_AFTER)]
+    Sources,
     /// Measure what this machine can do, and what `auto` would choose
     #[command(after_long_help = BENCH_AFTER)]
     Bench(BenchArgs),
@@ -545,6 +548,11 @@ const LIST_AFTER: &str = "\
 Examples:
   voltar list vm7.vlt
   voltar list vm7.vlt --json | jq -r '.snapshots[].id'";
+
+const SOURCES_AFTER: &str = "\
+Examples:
+  voltar sources
+  voltar sources --json | jq -r '.sources[] | select(.trouble == null).source'";
 
 const SHOW_AFTER: &str = "\
 Examples:

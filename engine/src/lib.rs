@@ -24,6 +24,7 @@ pub mod report;
 pub mod restore;
 pub mod salvage;
 pub mod source;
+pub mod sources;
 mod threads;
 pub mod verify;
 pub mod words;

@@ -55,6 +55,41 @@ pub struct VolumeBackup {
     pub unreadable: Vec<ByteRange>,
 }
 
+/// The volumes of this host that can be held still for a backup.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct SourcesReport {
+    /// By name.
+    pub sources: Vec<SourceSummary>,
+    /// Managers of volumes that could not be asked, and why.
+    pub warnings: Vec<String>,
+}
+
+/// A volume of this host.
+#[derive(Clone, Debug, Serialize)]
+pub struct SourceSummary {
+    /// What `voltar backup` calls it.
+    pub source: String,
+    /// What it is: `thin`, `thick` or `zvol`.
+    pub kind: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Who can tell what changes in it; `none`: it is read and compared.
+    pub change_source: String,
+    /// What is in the way of a backup; `None`: nothing.
+    pub trouble: Option<String>,
+    /// What voltar keeps of it on this host.
+    pub kept: Vec<KeptSummary>,
+}
+
+/// Something that voltar keeps on this host.
+#[derive(Clone, Debug, Serialize)]
+pub struct KeptSummary {
+    /// Its name, as its manager has it.
+    pub name: String,
+    /// What it is: `snapshot`, `bookmark` or `clone`.
+    pub kind: String,
+}
+
 /// A range of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ByteRange {

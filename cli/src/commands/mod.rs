@@ -7,6 +7,7 @@ mod inspect;
 mod list;
 mod restore;
 mod show;
+mod sources;
 mod verify;
 
 use std::path::Path;
@@ -49,6 +50,7 @@ fn dispatch(task: &Task, context: &Context) -> Outcome {
         Task::Diff(task) => diff::run(task, context),
         Task::Inspect(archive) => inspect::run(archive, context),
         Task::Salvage(task) => inspect::salvage(task, context),
+        Task::Sources => sources::run(context),
         Task::Bench(path) => bench::run(path.as_deref(), context),
     }
 }

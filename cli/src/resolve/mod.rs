@@ -70,6 +70,8 @@ pub enum Task {
     Inspect(PathBuf),
     /// `inspect --salvage`
     Salvage(SalvageTask),
+    /// `sources`
+    Sources,
     /// `bench`
     Bench(Option<PathBuf>),
 }
@@ -118,6 +120,7 @@ pub fn resolve(cli: Cli, world: &dyn World) -> Result<Job, CommandError> {
         Verb::Show(args) => Task::Show(show(args, cli.output.json, world)?),
         Verb::Diff(args) => Task::Diff(diff(args, world)?),
         Verb::Inspect(args) => inspect(&args, world)?,
+        Verb::Sources => Task::Sources,
         Verb::Bench(args) => Task::Bench(args.path),
     };
     Ok(Job { resources, task })
@@ -129,7 +132,9 @@ fn resources(verb: &Verb) -> Resources {
         Verb::Restore(args) => (Some(args.resources), args.limit),
         Verb::Verify(args) => (Some(args.resources), None),
         Verb::Bench(args) => (Some(args.resources), None),
-        Verb::List(_) | Verb::Show(_) | Verb::Diff(_) | Verb::Inspect(_) => (None, None),
+        Verb::List(_) | Verb::Show(_) | Verb::Diff(_) | Verb::Inspect(_) | Verb::Sources => {
+            (None, None)
+        }
     };
     Resources { args, limit_bytes_per_s }
 }

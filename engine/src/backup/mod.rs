@@ -124,6 +124,7 @@ fn run_views(
     started: Instant,
 ) -> Result<BackupReport, Failed<BackupReport>> {
     let chosen = io_engine::choose(context)?;
+    plan::check_kinds(request, views)?;
     let target = plan::open_target(request, identities, context)?;
     write::run(request, views, trust, &target, chosen, context, started)
 }
@@ -140,6 +141,7 @@ pub fn run_in(
 ) -> Result<BackupReport, Failed<BackupReport>> {
     let started = Instant::now();
     let chosen = io_engine::choose(context)?;
+    plan::check_kinds(request, views)?;
     let target = plan::open_home(home, request.dry_run, || Ok(()))?;
     write::run(request, views, &NobodyHolds, &target, chosen, context, started)
 }

@@ -347,33 +347,42 @@ pub fn volume(request: &BackupRequest, view: &View, parent: Option<Parent>) -> R
     Ok(plan)
 }
 
+/// Refuses volumes that do not have the change source that was insisted on.
+///
+/// # Errors
+/// `Unsupported`, naming the volume.
+pub fn check_kinds(request: &BackupRequest, views: &[View]) -> Result<()> {
+    let Changes::Kind(wanted) = &request.changes else { return Ok(()) };
+    for view in views {
+        let why = match &view.change_source {
+            Some(source) if source.kind() == wanted => continue,
+            Some(source) => format!("its change source is {:?}", source.kind()),
+            None => view.degraded.clone().unwrap_or("nobody knows what changes in it".into()),
+        };
+        let message = format!("it has no change source of kind {wanted:?}");
+        return Err(Error::new(ErrorKind::Unsupported, message)
+            .on(&view.description)
+            .because(why)
+            .hint("use --changes auto"));
+    }
+    Ok(())
+}
+
 fn ask_change_source(request: &BackupRequest, view: &View, plan: &mut VolumePlan) -> Result<()> {
     let insisted = match &request.changes {
         Changes::Full => return Ok(()),
-        Changes::Auto => None,
-        Changes::Kind(kind) => Some(kind),
+        Changes::Auto => false,
+        Changes::Kind(_) => true,
     };
-    let refused =
-        |message: String| Error::new(ErrorKind::Unsupported, message).on(&view.description);
-    let Some(source) = &view.change_source else {
-        return match insisted {
-            None => Ok(()),
-            Some(kind) => Err(refused(format!("it has no change source of kind {kind:?}"))
-                .because(view.degraded.as_deref().unwrap_or("nobody knows what changed in it"))
-                .hint("use --changes auto")),
-        };
-    };
-    if let Some(kind) = insisted.filter(|kind| *kind != source.kind()) {
-        return Err(refused(format!("its change source is {:?}, not {kind:?}", source.kind())));
-    }
+    let Some(source) = &view.change_source else { return Ok(()) };
     plan.proof = source.proof();
     if request.dedup == Dedup::Off {
         let message = "a change source spares reading what is to be stored again";
         return match insisted {
-            Some(_) => Err(Error::new(ErrorKind::InvalidRequest, message)
+            true => Err(Error::new(ErrorKind::InvalidRequest, message)
                 .on(&view.description)
                 .hint("with deduplication off, use --changes auto or full")),
-            None => Ok(()),
+            false => Ok(()),
         };
     }
     if source.streams() {
@@ -387,7 +396,7 @@ fn ask_change_source(request: &BackupRequest, view: &View, plan: &mut VolumePlan
                 plan.change_source = source.kind().into();
                 return Ok(());
             }
-            Err(Degraded(why)) => plan.degrade(insisted.is_some(), view, &**source, why)?,
+            Err(Degraded(why)) => plan.degrade(insisted, view, &**source, why)?,
         }
     }
     let allocated = source.allocated().map(|said| said.and_then(|extents| covering(extents, view)));

@@ -53,8 +53,8 @@ const CASES: &[(&str, i32, &str)] = &[
     ("backup-changes-word", 2, "backup disk new.voltar --changes DM!"),
     ("backup-changes-kind", 1, "backup disk new.voltar --changes dm-thin"),
     ("backup-io-word", 2, "backup disk new.voltar --io fast"),
-    ("backup-lvm-uri", 2, "backup lvm:vg/root new.voltar"),
-    ("backup-zfs-uri", 2, "backup zfs:tank/vol new.voltar"),
+    ("backup-lvm-uri", 2, "backup lvm:vg new.voltar"),
+    ("backup-zfs-uri", 2, "backup zfs:tank new.voltar"),
     ("backup-nbd-uri", 2, "backup nbd://host/export new.voltar"),
     ("backup-qcow2-uri", 2, "backup qcow2:disk.qcow2 new.voltar"),
     ("backup-to-bucket", 2, "backup disk s3://bucket/new.voltar"),
@@ -102,6 +102,9 @@ const CASES: &[(&str, i32, &str)] = &[
     ("restore-rehearsed-in-missing-directory", 1, "restore a.voltar nowhere/new.img --dry-run"),
     ("restore-rehearsed-onto-data", 5, "restore a.voltar other --dry-run"),
     ("restore-uri", 2, "restore a.voltar nbd://host/export"),
+    ("restore-lvm-uri", 2, "restore a.voltar lvm:vg/a/b"),
+    ("restore-volblocksize-odd", 2, "restore a.voltar new.img --volblocksize 5000"),
+    ("sources-unknown-flag", 2, "sources --frobnicate"),
     ("restore-delta-word", 2, "restore a.voltar new.img --delta maybe"),
     ("restore-limit-word", 2, "restore a.voltar new.img --limit fast"),
     // verify
@@ -169,6 +172,8 @@ const CASES: &[(&str, i32, &str)] = &[
 
 /// What every command must have a case for, whatever else it has.
 const DUTIES: [&str; 2] = ["unknown-flag", "missing"];
+/// Of these nothing can be missing.
+const WITHOUT_ARGUMENTS: [&str; 1] = ["sources"];
 
 #[test]
 fn every_misuse_is_answered_in_words_and_changes_nothing() {
@@ -222,7 +227,8 @@ fn every_command_has_its_cases() {
     let shelf = Shelf::new();
     let mut verbs = 0;
     for verb in commands(&shelf.run("--help").text()) {
-        for duty in DUTIES {
+        let count = if WITHOUT_ARGUMENTS.contains(&&*verb) { 1 } else { DUTIES.len() };
+        for duty in &DUTIES[..count] {
             let case = CASES.iter().find(|(name, ..)| name.starts_with(&format!("{verb}-{duty}")));
             assert!(case.is_some(), "`{verb}` has no case {verb}-{duty}...");
         }

@@ -12,7 +12,7 @@ use super::contracts::commands;
 
 /// One command line of each verb that succeeds on the shelf, and whether its report is what the
 /// user asked for, so that `--quiet` prints it nevertheless.
-const FINE: [(&str, bool); 9] = [
+const FINE: [(&str, bool); 10] = [
     ("backup disk new.voltar", false),
     ("restore a.voltar@latest~1 new.img", false),
     ("verify a.voltar", false),
@@ -21,6 +21,7 @@ const FINE: [(&str, bool); 9] = [
     ("diff a.voltar latest~1 latest", true),
     ("inspect a.voltar", true),
     ("inspect a.voltar --salvage rescued.voltar", false),
+    ("sources", true),
     ("bench disk", true),
 ];
 

@@ -11,6 +11,7 @@ mod list;
 mod restore;
 mod salvage;
 mod show;
+mod sources;
 mod verify;
 
 use std::borrow::Cow;
