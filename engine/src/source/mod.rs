@@ -6,9 +6,11 @@
 //! sample of what it calls unchanged is read and compared.
 
 pub mod changed;
+pub mod cow_table;
 pub mod file;
 pub mod hold;
 pub mod memory;
+pub mod thin_metadata;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
