@@ -7,6 +7,7 @@
 
 pub mod blocking;
 pub mod buffer;
+pub mod filesystem;
 pub mod ioctl;
 pub mod op;
 pub mod probe;

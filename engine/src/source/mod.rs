@@ -5,8 +5,11 @@
 //! identities that the earlier snapshot recorded are found unchanged, and even then a random
 //! sample of what it calls unchanged is read and compared.
 
+pub mod btrfs_items;
 pub mod changed;
 pub mod cow_table;
+pub mod extent_map;
+pub mod fiemap;
 pub mod file;
 pub mod hold;
 pub mod memory;
