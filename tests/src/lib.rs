@@ -5,6 +5,7 @@
 pub mod command;
 pub mod data;
 pub mod device;
+pub mod filesystem;
 pub mod filter;
 pub mod guest;
 pub mod sectors;
@@ -15,4 +16,5 @@ pub mod write_log;
 pub use command::{Ran, Running, Voltar, is_root, program, root};
 pub use data::{Rng, Scratch};
 pub use device::{Loop, Mount};
+pub use filesystem::FileSystem;
 pub use skip::skip;

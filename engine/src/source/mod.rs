@@ -14,6 +14,7 @@ pub mod file;
 pub mod hold;
 pub mod memory;
 pub mod thin_metadata;
+pub mod reflink;
 
 use std::collections::BTreeMap;
 use std::ops::Range;

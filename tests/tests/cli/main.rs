@@ -15,6 +15,7 @@ mod kills;
 mod no_ring;
 mod partial;
 mod readme;
+mod reflink;
 mod reports;
 mod signals;
 mod syscalls;
