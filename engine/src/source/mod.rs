@@ -13,8 +13,9 @@ pub mod fiemap;
 pub mod file;
 pub mod hold;
 pub mod memory;
-pub mod thin_metadata;
 pub mod reflink;
+pub mod thin_metadata;
+pub mod zfs_stream;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
