@@ -15,3 +15,8 @@ fn thin_thick_and_zfs_volumes_there_and_back() {
 fn volumes_that_lvm_zfs_or_a_mapping_use_are_refused() {
     run("volumes_that_lvm_zfs_or_a_mapping_use_are_refused", "guard", &DISKS, SECTORS);
 }
+
+#[test]
+fn volumes_that_do_not_exist_are_created_by_a_restore() {
+    run("volumes_that_do_not_exist_are_created_by_a_restore", "create", &DISKS, SECTORS);
+}
