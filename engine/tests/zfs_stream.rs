@@ -11,7 +11,8 @@ use stream_rig::{
     Pieces, Record, SIZE, block, changed, collect, expected, free, free_objects, full, object,
     properties, seal, write,
 };
-use voltar_engine::source::zfs_stream::{Expected, Piece, Refused, VolumeStream};
+use voltar_engine::source::Piece;
+use voltar_engine::source::zfs_stream::{Expected, Refused, VolumeStream};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/zfs_streams")

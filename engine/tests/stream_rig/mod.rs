@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use voltar_engine::source::zfs_stream::{Expected, Piece, Refused, VolumeStream};
+use voltar_engine::source::Piece;
+use voltar_engine::source::zfs_stream::{Expected, Refused, VolumeStream};
 
 /// The snapshot that all streams here are of, and the volume's size in it.
 pub const GUID: u64 = 0x5EED;

@@ -15,10 +15,11 @@ mod fletcher;
 mod record;
 
 use std::io::Read;
-use std::ops::Range;
 
 pub use record::Refused;
 use record::{Begin, Record, Records};
+
+use super::Piece;
 
 /// A volume's data set, as the first record calls it.
 const CONTENT_VOLUME: u32 = 3;
@@ -67,18 +68,6 @@ pub struct Expected {
     pub from_guid: Option<u64>,
     /// The volume's size in the snapshot.
     pub size: u64,
-}
-
-/// A part of the volume.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Piece {
-    /// The bytes handed out with it lie at `offset` now.
-    Data {
-        /// Byte of the volume.
-        offset: u64,
-    },
-    /// These bytes are zero now.
-    Zero(Range<u64>),
 }
 
 /// Reads a stream, piece by piece, ascending and without overlap, none beyond the volume's size.
