@@ -7,6 +7,7 @@
 //!     edits     a script of small changes at places that mean something
 //!     repair    recomputes what covers them
 //!     forge     writes archives that no writer would write
+//!   streams   what other programs write of volumes
 //!   model     scripts of backups against plain bytes
 //! ```
 
@@ -16,5 +17,6 @@ pub mod forge;
 pub mod model;
 pub mod parsers;
 pub mod repair;
+pub mod streams;
 pub mod whole;
 pub mod wire;

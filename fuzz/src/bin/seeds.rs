@@ -29,6 +29,7 @@ fn main() -> std::io::Result<()> {
     };
     structures(&BASE, "forged", &seed)?;
     archives(&seed)?;
+    zfs_streams(&seed)?;
     for (target, count) in [("repaired", 4u8), ("forged", 4), ("resume", 4), ("model", 4)] {
         for number in 0..count {
             seed(target, &format!("script-{number}"), &script(number))?;
@@ -44,6 +45,26 @@ fn script(number: u8) -> Vec<u8> {
     let step = |at: u32| at.wrapping_mul(2_654_435_761).rotate_left(u32::from(number) * 5) >> 24;
     (0..200 + u32::from(number) * 100).map(|at| step(at + 1000 * u32::from(number)) as u8).collect()
 }
+
+/// Streams of real volumes, as long as an input may be, and those that are refused.
+fn zfs_streams(seed: Seed<'_>) -> std::io::Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/zfs_streams");
+    for line in fs::read_to_string(folder.join("list"))?.lines() {
+        let mut words = line.split(' ');
+        let name = words.next().unwrap_or_default();
+        let size = words.next_back().and_then(|word| word.parse::<u64>().ok()).unwrap_or_default();
+        let mut bytes = Vec::with_capacity(2 << 20);
+        let packed = fs::read(folder.join(format!("{name}.stream.zst")))?;
+        zstd_safe::decompress(&mut bytes, &packed).map_err(|_| std::io::ErrorKind::InvalidData)?;
+        if bytes.len() <= INPUT_LEN_MAX {
+            seed("zfs_stream", name, &[&size.to_le_bytes(), &bytes[..]].concat())?;
+        }
+    }
+    Ok(())
+}
+
+/// Longer ones are not worth their time: `smoke.sh` lets none grow longer than this either.
+const INPUT_LEN_MAX: usize = 60_000;
 
 /// Archives as the program writes them.
 fn archives(seed: Seed<'_>) -> std::io::Result<()> {
