@@ -2,3 +2,4 @@
 
 pub mod command;
 pub mod lock;
+pub mod zfs;

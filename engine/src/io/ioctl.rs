@@ -32,6 +32,7 @@ mod raw {
     nix::ioctl_read_bad!(blk_ssz_get, nix::request_code_none!(0x12, 104), libc::c_int);
     nix::ioctl_read_bad!(blk_ro_get, nix::request_code_none!(0x12, 94), libc::c_int);
     nix::ioctl_read_bad!(loop_get_status64, 0x4c05, LoopInfo64);
+    nix::ioctl_read!(blk_zname, 0x12, 125, [u8; 256]);
     nix::ioctl_none_bad!(blk_flsbuf, nix::request_code_none!(0x12, 97));
     nix::ioctl_write_ptr_bad!(blk_discard, nix::request_code_none!(0x12, 119), [u64; 2]);
     nix::ioctl_write_ptr_bad!(blk_zeroout, nix::request_code_none!(0x12, 127), [u64; 2]);
@@ -75,6 +76,16 @@ pub fn disk_sequence(file: &File) -> io::Result<u64> {
     // SAFETY: the kernel writes one u64 to the pointer, which is to a live local.
     unsafe { raw::blk_get_diskseq(file.as_raw_fd(), &raw mut sequence) }?;
     Ok(sequence)
+}
+
+/// The name of the volume or snapshot of ZFS that a device is (`BLKZNAME` of OpenZFS).
+pub fn zvol_name(file: &File) -> io::Result<String> {
+    let mut name = [0; 256];
+    // SAFETY: the kernel writes at most 256 bytes to the pointer, which is to a live local of that
+    // length. Devices of other drivers answer ENOTTY.
+    unsafe { raw::blk_zname(file.as_raw_fd(), &raw mut name) }?;
+    let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8(name.to_vec()).map_err(io::Error::other)
 }
 
 /// What a loop device stands on.

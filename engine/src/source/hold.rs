@@ -15,12 +15,12 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::Scope;
 use std::time::Duration;
 
-use super::{View, file};
+use super::{View, file, zvol};
 use crate::cancel::Cancel;
 use crate::device::file::FileIdentity;
 use crate::error::{Error, ErrorKind, Result};
 use crate::observe::Observer;
-use crate::options::{Holding, Place, SourceRequest};
+use crate::options::{Holding, Place, SnapshotUse, SourceRequest};
 use crate::threads;
 
 /// How often what can become worthless is looked at.
@@ -114,6 +114,8 @@ pub struct HeldVolumes {
 enum Kind {
     /// Nobody: it is read as it is.
     Plain,
+    /// Snapshots and streams of ZFS.
+    Zfs,
 }
 
 /// Finds out what the sources are and holds them still, all at one instant as far as their kinds
@@ -123,16 +125,18 @@ enum Kind {
 /// Names the volume and what is in the way; nothing is left of what was made, or the error says so.
 pub fn hold(
     sources: &[SourceRequest],
-    _holding: &Holding,
+    holding: &Holding,
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<HeldVolumes> {
     let mut captures: Vec<Box<dyn Capture>> = Vec::new();
     let mut held = Vec::new();
-    let outcome = captured(sources, cancel, &mut captures, &mut held);
+    let outcome = captured(sources, holding, cancel, &mut captures, &mut held);
     if let Err(error) = outcome {
-        for (_, held) in &mut held {
-            tell(observer, held.hold.as_mut().map_or(Ok(()), |hold| hold.release()));
+        for (_, Held { view, hold, .. }) in held {
+            // What is open cannot be taken away.
+            drop(view);
+            tell(observer, hold.map_or(Ok(()), |mut hold| hold.release()));
         }
         for capture in &mut captures {
             tell(observer, capture.abandon());
@@ -152,6 +156,7 @@ pub fn hold(
 
 fn captured(
     sources: &[SourceRequest],
+    holding: &Holding,
     cancel: &Cancel,
     captures: &mut Vec<Box<dyn Capture>>,
     held: &mut Vec<(usize, Held)>,
@@ -159,7 +164,7 @@ fn captured(
     let mut wanted: Vec<(Kind, Vec<Wanted>)> = Vec::new();
     for (number, source) in sources.iter().enumerate() {
         let SourceRequest { name, place } = source.clone();
-        let kind = kind_of(&place)?;
+        let kind = kind_of(&place, holding.snapshot)?;
         let wish = Wanted { number, name, place };
         match wanted.iter_mut().find(|(other, _)| *other == kind) {
             Some((_, wishes)) => wishes.push(wish),
@@ -169,6 +174,7 @@ fn captured(
     for (kind, wishes) in wanted {
         match kind {
             Kind::Plain => held.extend(plain(wishes)?),
+            Kind::Zfs => captures.push(zvol::prepare(wishes, holding, cancel)?),
         }
     }
     for capture in &mut *captures {
@@ -183,10 +189,13 @@ fn captured(
 }
 
 /// Which kind a place is of, looking at what it leads to.
-fn kind_of(place: &Place) -> Result<Kind> {
+fn kind_of(place: &Place, snapshot: SnapshotUse) -> Result<Kind> {
     match place {
+        Place::Path(_) | Place::Zfs(_) if snapshot == SnapshotUse::Off => Ok(Kind::Plain),
+        Place::Zfs(_) => Ok(Kind::Zfs),
+        Place::Path(path) if zvol::volume_at(path).is_some() => Ok(Kind::Zfs),
         Place::Path(_) => Ok(Kind::Plain),
-        Place::Lvm { .. } | Place::Zfs(_) => {
+        Place::Lvm { .. } => {
             Err(Error::new(ErrorKind::Unsupported, "this kind of volume is not known")
                 .on(place.to_string()))
         }
@@ -195,14 +204,18 @@ fn kind_of(place: &Place) -> Result<Kind> {
 
 /// Volumes that are read as they are.
 fn plain(wishes: Vec<Wanted>) -> Result<Vec<(usize, Held)>> {
-    let open = |wish: Wanted| match &wish.place {
-        Place::Path(path) => {
-            let (view, device) = file::view(&wish.name, path)?;
-            let identities = vec![device.identity().clone()];
-            Ok((wish.number, Held { view, identities, hold: None }))
-        }
-        other => Err(Error::new(ErrorKind::Internal, "a volume without a path is read as a path")
-            .on(other.to_string())),
+    let open = |wish: Wanted| {
+        let path = match &wish.place {
+            Place::Path(path) => path.clone(),
+            Place::Zfs(dataset) => zvol::device_path(dataset),
+            other @ Place::Lvm { .. } => {
+                let message = "a volume without a path is read as a path";
+                return Err(Error::new(ErrorKind::Internal, message).on(other.to_string()));
+            }
+        };
+        let (view, device) = file::view(&wish.name, &path)?;
+        let identities = vec![device.identity().clone()];
+        Ok((wish.number, Held { view, identities, hold: None }))
     };
     wishes.into_iter().map(open).collect()
 }

@@ -16,6 +16,7 @@ pub mod memory;
 pub mod reflink;
 pub mod thin_metadata;
 pub mod zfs_stream;
+pub mod zvol;
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -1,0 +1,546 @@
+//! Volumes of ZFS: held still by a snapshot, read by its stream, and by a clone's device where the
+//! stream leaves something out.
+//!
+//! A snapshot has no device unless the user's volume is told to show them. So a clone is made
+//! beside the volume, whose properties stay as they are. Between backups a bookmark stays: it costs
+//! nothing, and changes can be sent since.
+//!
+//! What is ours says so: snapshots and clones by a property, snapshots and bookmarks by a name that
+//! has the volume's guid in it, so that nothing is taken for ours that came here with a copy of
+//! another volume.
+
+use std::fs::File;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::ChildStdout;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::libc;
+
+use super::hold::{Capture, Held, Hold, Wanted};
+use super::zfs_stream::{Expected, VolumeStream};
+use super::{ChangeSource, ChangeStream, ChangedExtent, Degraded, Piece, Proof, View};
+use crate::cancel::Cancel;
+use crate::device::file::{FileDevice, FileIdentity};
+use crate::device::open::open_source;
+use crate::error::{Error, ErrorKind, Result};
+use crate::host::lock::Lock;
+use crate::host::zfs::{self, Dataset, Kind, Sender};
+use crate::io::ioctl;
+use crate::options::{Holding, Keep, Place};
+
+/// How long a clone's device may take to appear.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(15);
+/// How long another run may be at its end.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// How often either is looked for.
+const NAP: Duration = Duration::from_millis(20);
+
+/// What the names of all that is made begin with.
+const MARK: &str = "voltar-";
+
+/// The volume whose device `path` is; `None` if it is something else, or a snapshot's.
+pub fn volume_at(path: &Path) -> Option<String> {
+    let metadata = std::fs::metadata(path).ok()?;
+    let is_zvol = metadata.file_type().is_block_device()
+        && is_driven_by_zfs(libc::major(metadata.rdev()))
+        && !is_partition(metadata.rdev());
+    let name = is_zvol.then(|| File::open(path).and_then(|file| ioctl::zvol_name(&file)))?.ok()?;
+    (!name.contains('@')).then_some(name)
+}
+
+fn is_driven_by_zfs(major: libc::c_uint) -> bool {
+    let drivers = std::fs::read_to_string("/proc/devices").unwrap_or_default();
+    let mut drivers = drivers.lines().filter_map(|line| line.trim().split_once(' '));
+    drivers.any(|(number, name)| name.trim() == "zvol" && number.parse() == Ok(major))
+}
+
+fn is_partition(number: u64) -> bool {
+    let (major, minor) = (libc::major(number), libc::minor(number));
+    Path::new(&format!("/sys/dev/block/{major}:{minor}/partition")).exists()
+}
+
+/// Where the device of the volume with this name is.
+pub fn device_path(volume: &str) -> PathBuf {
+    // udev writes blanks so.
+    Path::new("/dev/zvol").join(volume.replace(' ', "+"))
+}
+
+/// Looks at the volumes, locks them, and takes away what killed runs left of devices.
+///
+/// # Errors
+/// `NotFound`, `Busy`; `SourceUnusable` if a volume is locked; of the tools.
+pub fn prepare(
+    wanted: Vec<Wanted>,
+    holding: &Holding,
+    cancel: &Cancel,
+) -> Result<Box<dyn Capture>> {
+    let run = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let run = run.as_millis().to_string();
+    let mut volumes: Vec<Volume> = Vec::new();
+    for wish in wanted {
+        let name = dataset_of(&wish.place)?;
+        if volumes.iter().any(|other| other.name == name) {
+            return Err(Error::new(ErrorKind::InvalidRequest, "a volume is named twice")
+                .on(wish.place.to_string())
+                .hint("name each volume once"));
+        }
+        volumes.push(Volume::look(wish, name, holding, cancel)?);
+    }
+    Ok(Box::new(Zvols { volumes, run, keep: holding.keep }))
+}
+
+fn dataset_of(place: &Place) -> Result<String> {
+    let name = match place {
+        Place::Zfs(name) => Some(name.clone()),
+        Place::Path(path) => volume_at(path),
+        Place::Lvm { .. } => None,
+    };
+    name.ok_or_else(|| {
+        Error::new(ErrorKind::NotFound, "this is no volume of ZFS any more").on(place.to_string())
+    })
+}
+
+/// A volume that is to be held still.
+#[derive(Debug)]
+struct Volume {
+    wish: Wanted,
+    /// The data set's name.
+    name: String,
+    guid: u64,
+    pool_guid: u64,
+    block_len: Option<u64>,
+    /// What changes can be told since.
+    bases: Vec<Dataset>,
+    /// What is ours of these.
+    ours: Vec<Dataset>,
+    lock: Lock,
+    is_taken: bool,
+    is_cloned: bool,
+}
+
+impl Volume {
+    fn look(wish: Wanted, name: String, holding: &Holding, cancel: &Cancel) -> Result<Volume> {
+        let label = wish.place.to_string();
+        let Some(state) = &holding.state_dir else {
+            return Err(Error::new(ErrorKind::Unsupported, "there is no place for a lock on it")
+                .on(label)
+                .hint("name a state directory, or use --snapshot off"));
+        };
+        let lock = Lock::take(state, &format!("zfs {name}"), LOCK_PATIENCE, cancel)?;
+        let family = zfs::family(&name)?;
+        let volume = match family.split_first() {
+            Some((first, _)) if first.kind == Kind::Volume => first.clone(),
+            _ => {
+                return Err(Error::new(ErrorKind::InvalidRequest, "this is no volume")
+                    .on(label)
+                    .hint("`zfs list -t volume` lists the volumes"));
+            }
+        };
+        if volume.is_locked {
+            return Err(Error::new(
+                ErrorKind::SourceUnusable,
+                "the volume is encrypted and locked",
+            )
+            .on(label)
+            .meaning("without its key nothing of it can be read")
+            .hint(format!("load the key first: zfs load-key {name}")));
+        }
+        let pool = name.split('/').next().unwrap_or_default();
+        let ours: Vec<Dataset> =
+            family.iter().filter(|it| is_ours(it, volume.guid)).cloned().collect();
+        clear_clones(&ours)?;
+        let is_base = |it: &Dataset| it.kind == Kind::Bookmark || is_ours(it, volume.guid);
+        Ok(Volume {
+            guid: volume.guid,
+            pool_guid: zfs::pool_guid(pool)?,
+            block_len: volume.block_len,
+            bases: family.into_iter().filter(is_base).collect(),
+            ours,
+            lock,
+            is_taken: false,
+            is_cloned: false,
+            wish,
+            name,
+        })
+    }
+
+    /// What is made in this run is called so, behind the volume's name.
+    fn tag(&self, run: &str) -> String {
+        format!("{MARK}{run}-{:016x}", self.guid)
+    }
+
+    fn snapshot(&self, run: &str) -> String {
+        format!("{}@{}", self.name, self.tag(run))
+    }
+
+    fn clone_name(&self, run: &str) -> String {
+        format!("{}-{}", self.name, self.tag(run))
+    }
+
+    /// Asks what the snapshot is, and makes its device.
+    fn open(&mut self, run: &str) -> Result<Opened> {
+        let (snapshot, clone) = (self.snapshot(run), self.clone_name(run));
+        let label = self.wish.place.to_string();
+        let found = zfs::datasets(&[&snapshot])?.pop();
+        let snapshot = found.filter(|it| it.kind == Kind::Snapshot && it.size.is_some());
+        let snapshot = snapshot.ok_or_else(|| {
+            Error::new(ErrorKind::Internal, "the snapshot of a volume is none").on(&label)
+        })?;
+        self.is_cloned = true;
+        zfs::clone(&snapshot.name, &clone, run)?;
+        let path = device_of(&clone)?;
+        let device = open_source(&path)?;
+        let opened = || -> std::io::Result<bool> {
+            let len = ioctl::block_device_len(device.file())?;
+            Ok(ioctl::zvol_name(device.file())? == clone && Some(len) == snapshot.size)
+        };
+        match opened() {
+            Ok(true) => Ok(Opened { snapshot, device }),
+            Ok(false) => {
+                Err(Error::new(ErrorKind::SourceUnusable, "this is not the clone's device")
+                    .on(path.display().to_string())
+                    .because(format!("{clone} was to be found there")))
+            }
+            Err(error) => Err(Error::io("cannot ask a device", path.display().to_string(), error)),
+        }
+    }
+
+    /// Takes away what was made in this run and not handed out.
+    fn undo(&mut self, run: &str) -> Result<()> {
+        if self.is_cloned {
+            zfs::destroy(&self.clone_name(run))?;
+            self.is_cloned = false;
+        }
+        if self.is_taken {
+            zfs::destroy(&self.snapshot(run))?;
+            self.is_taken = false;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a run of ours made this snapshot or bookmark of the volume with this guid.
+fn is_ours(dataset: &Dataset, volume_guid: u64) -> bool {
+    let tagged = |sign| {
+        let (_, tag) = dataset.name.split_once(sign)?;
+        let (run, guid) = tag.strip_prefix(MARK)?.split_once('-')?;
+        (guid == format!("{volume_guid:016x}")).then(|| run.to_owned())
+    };
+    match dataset.kind {
+        Kind::Snapshot => dataset.run.is_some() && tagged('@') == dataset.run,
+        Kind::Bookmark => tagged('#').is_some_and(|run| run.bytes().all(|it| it.is_ascii_digit())),
+        Kind::Volume | Kind::Filesystem => false,
+    }
+}
+
+/// Takes away the clones that killed runs left of their snapshots.
+fn clear_clones(ours: &[Dataset]) -> Result<()> {
+    for snapshot in ours {
+        let names: Vec<&str> = snapshot.clones.iter().map(String::as_str).collect();
+        if names.is_empty() {
+            continue;
+        }
+        // A clone that the user made of it has no such property.
+        let made = zfs::datasets(&names)?.into_iter().filter(|clone| clone.run == snapshot.run);
+        for clone in made {
+            zfs::destroy(&clone.name)?;
+        }
+    }
+    Ok(())
+}
+
+/// A snapshot and the device of its clone.
+struct Opened {
+    snapshot: Dataset,
+    device: FileDevice,
+}
+
+/// Where the device of a volume that was made a moment ago is.
+fn device_of(volume: &str) -> Result<PathBuf> {
+    let path = device_path(volume);
+    let end = Instant::now() + DEVICE_PATIENCE;
+    while !path.exists() {
+        if Instant::now() > end {
+            return Err(Error::new(ErrorKind::SourceUnusable, "a snapshot has no device")
+                .on(path.display().to_string())
+                .because(format!("it did not appear within {} s", DEVICE_PATIENCE.as_secs()))
+                .hint("is udev running, with the rules of ZFS?"));
+        }
+        thread::sleep(NAP);
+    }
+    Ok(path)
+}
+
+/// All volumes of ZFS in a request.
+struct Zvols {
+    volumes: Vec<Volume>,
+    run: String,
+    keep: Keep,
+}
+
+impl Capture for Zvols {
+    fn take(&mut self) -> Result<()> {
+        let run = &self.run;
+        let pool = |volume: &Volume| volume.pool_guid;
+        self.volumes.sort_by_key(pool);
+        for volumes in self.volumes.chunk_by_mut(|left, right| pool(left) == pool(right)) {
+            let names: Vec<String> = volumes.iter().map(|volume| volume.snapshot(run)).collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            volumes.iter_mut().for_each(|volume| volume.is_taken = true);
+            zfs::snapshot(&names, run)?;
+        }
+        Ok(())
+    }
+
+    fn open(&mut self) -> Result<Vec<(usize, Held)>> {
+        let run = self.run.clone();
+        let open = |volume: &mut Volume| volume.open(&run);
+        let opened = self.volumes.iter_mut().map(open).collect::<Result<Vec<_>>>()?;
+        let volumes = std::mem::take(&mut self.volumes);
+        let hold = |(volume, opened): (Volume, Opened)| {
+            (volume.wish.number, held(volume, opened, &run, self.keep))
+        };
+        Ok(volumes.into_iter().zip(opened).map(hold).collect())
+    }
+
+    fn abandon(&mut self) -> Result<()> {
+        let run = &self.run;
+        let outcomes: Vec<Result<()>> =
+            self.volumes.iter_mut().map(|volume| volume.undo(run)).collect();
+        outcomes.into_iter().collect()
+    }
+}
+
+/// A volume whose snapshot and device are there.
+fn held(volume: Volume, opened: Opened, run: &str, keep: Keep) -> Held {
+    let Opened { snapshot, device } = opened;
+    let asked = Arc::new(Mutex::new(None));
+    let source = ZfsChanges {
+        proof: proof_of(&volume, &snapshot),
+        snapshot: snapshot.clone(),
+        bases: volume.bases.clone(),
+        asked: Arc::clone(&asked),
+    };
+    let device = Arc::new(device);
+    let origin = File::open(device_path(&volume.name));
+    let origin = origin.and_then(|file| FileIdentity::of(&file)).ok();
+    let identities = [Some(device.identity().clone()), origin].into_iter().flatten().collect();
+    let view = View {
+        name: volume.wish.name.clone(),
+        description: volume.wish.place.to_string(),
+        size: snapshot.size.unwrap_or(0),
+        device,
+        change_source: Some(Arc::new(source)),
+        degraded: None,
+    };
+    let hold = ZvolHold {
+        clone: volume.clone_name(run),
+        bookmark: format!("{}#{}", volume.name, volume.tag(run)),
+        snapshot: snapshot.name,
+        older: volume.ours,
+        keep,
+        asked,
+        _lock: volume.lock,
+    };
+    Held { view, identities, hold: Some(Box::new(hold)) }
+}
+
+fn proof_of(volume: &Volume, snapshot: &Dataset) -> Proof {
+    let number = |number: u64| number.to_string();
+    let fields = [
+        ("pool_guid", Some(number(volume.pool_guid))),
+        ("volume_guid", Some(number(volume.guid))),
+        ("snapshot_guid", Some(number(snapshot.guid))),
+        ("name", Some(volume.name.clone())),
+        ("volsize", snapshot.size.map(number)),
+        ("volblocksize", volume.block_len.map(number)),
+    ];
+    fields.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
+}
+
+/// What of a run is on the host, and what is to remain.
+struct ZvolHold {
+    clone: String,
+    snapshot: String,
+    /// What the snapshot is remembered by.
+    bookmark: String,
+    /// What earlier runs left.
+    older: Vec<Dataset>,
+    keep: Keep,
+    /// The guid of the snapshot since which changes were asked for.
+    asked: Arc<Mutex<Option<u64>>>,
+    /// Until it is dropped nobody else works on the volume.
+    _lock: Lock,
+}
+
+impl Hold for ZvolHold {
+    fn keep(&mut self) -> Result<()> {
+        zfs::destroy(&self.clone)?;
+        if self.keep == Keep::Auto {
+            zfs::bookmark(&self.snapshot, &self.bookmark)?;
+        }
+        if self.keep != Keep::Snapshot {
+            zfs::destroy(&self.snapshot)?;
+        }
+        self.older.iter().try_for_each(|older| zfs::destroy(&older.name))
+    }
+
+    fn release(&mut self) -> Result<()> {
+        zfs::destroy(&self.clone)?;
+        zfs::destroy(&self.snapshot)?;
+        // A killed run's snapshot may be the base: its commit may have been durable.
+        let Some(base) = *self.asked.lock().unwrap_or_else(PoisonError::into_inner) else {
+            return Ok(());
+        };
+        let is_stale = |it: &&Dataset| it.kind == Kind::Snapshot && it.guid != base;
+        self.older.iter().filter(is_stale).try_for_each(|older| zfs::destroy(&older.name))
+    }
+}
+
+/// What changed in a volume, by `zfs send`.
+struct ZfsChanges {
+    snapshot: Dataset,
+    proof: Proof,
+    /// Bookmarks of the volume and snapshots of ours, as they were before this one.
+    bases: Vec<Dataset>,
+    asked: Arc<Mutex<Option<u64>>>,
+}
+
+impl ZfsChanges {
+    /// What `proof` is of, if it is here.
+    fn base(&self, proof: &Proof) -> Result<&Dataset, Degraded> {
+        let guid = proof.get("snapshot_guid").and_then(|text| text.parse::<u64>().ok());
+        let guid =
+            guid.ok_or_else(|| Degraded("the parent was made from no ZFS snapshot".into()))?;
+        for (key, what) in [("pool_guid", "pool"), ("volume_guid", "volume")] {
+            if proof.get(key) != self.proof.get(key) {
+                return Err(Degraded(format!("the parent was made from another {what}")));
+            }
+        }
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(guid);
+        self.bases.iter().find(|base| base.guid == guid).ok_or_else(|| {
+            Degraded(format!(
+                "the parent's snapshot (guid {guid}) is gone, and nothing here remembers it"
+            ))
+        })
+    }
+}
+
+impl ChangeSource for ZfsChanges {
+    fn kind(&self) -> &'static str {
+        "zfs"
+    }
+
+    fn proof(&self) -> Proof {
+        self.proof.clone()
+    }
+
+    fn changes(&self, _base: &Proof, _base_size: u64) -> Result<Vec<ChangedExtent>, Degraded> {
+        Err(Degraded("changes of a ZFS volume come with their bytes only".into()))
+    }
+
+    fn streams(&self) -> bool {
+        true
+    }
+
+    fn stream(&self, base: Option<(&Proof, u64)>) -> Result<Box<dyn ChangeStream>, Degraded> {
+        let base = base.map(|(proof, _)| self.base(proof)).transpose()?;
+        let started = Sender::start(&self.snapshot.name, base.map(|base| base.name.as_str()));
+        let (sender, output) = started.map_err(|error| Degraded(in_words(&error)))?;
+        let expected = Expected {
+            to_guid: self.snapshot.guid,
+            from_guid: base.map(|base| base.guid),
+            size: self.snapshot.size.unwrap_or(0),
+        };
+        Ok(Box::new(SentStream { stream: VolumeStream::new(output, expected), sender }))
+    }
+}
+
+fn in_words(error: &Error) -> String {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+    format!("{error}{}", cause.unwrap_or_default())
+}
+
+/// A stream with who sends it. The stream's end of the pipe goes first, so that the sender is not
+/// kept waiting when both are dropped.
+struct SentStream {
+    stream: VolumeStream<ChildStdout>,
+    sender: Sender,
+}
+
+impl ChangeStream for SentStream {
+    fn next(&mut self, bytes: &mut Vec<u8>) -> Result<Option<Piece>, Degraded> {
+        match self.stream.next(bytes) {
+            Ok(Some(piece)) => Ok(Some(piece)),
+            Ok(None) => {
+                let ended = self.sender.finish();
+                ended.map(|()| None).map_err(|why| Degraded(format!("`zfs send` failed: {why}")))
+            }
+            Err(refused) => {
+                let complaints = self.sender.complaints();
+                Err(Degraded(match complaints.is_empty() {
+                    true => refused.to_string(),
+                    false => format!("{refused}; `zfs send` says: {complaints}"),
+                }))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dataset(name: &str, kind: Kind, run: Option<&str>) -> Dataset {
+        Dataset {
+            name: name.into(),
+            kind,
+            guid: 1,
+            size: None,
+            block_len: None,
+            is_locked: false,
+            clones: Vec::new(),
+            run: run.map(Into::into),
+        }
+    }
+
+    #[test]
+    fn only_what_says_so_twice_is_ours() {
+        let tag = "voltar-17-00000000000000ab";
+        let snapshot = format!("tank/v@{tag}");
+        let ours = |name: &str, kind, run| is_ours(&dataset(name, kind, run), 0xAB);
+        assert!(ours(&snapshot, Kind::Snapshot, Some("17")));
+        assert!(!ours(&snapshot, Kind::Snapshot, None), "without the property");
+        assert!(!ours(&snapshot, Kind::Snapshot, Some("18")), "of another run");
+        assert!(!ours("tank/v@voltar-17-00000000000000ac", Kind::Snapshot, Some("17")));
+        assert!(!ours("tank/v@voltar-17", Kind::Snapshot, Some("17")));
+        assert!(ours(&format!("tank/v#{tag}"), Kind::Bookmark, None));
+        assert!(!ours("tank/v#voltar-old-00000000000000ab", Kind::Bookmark, None));
+        assert!(!ours("tank/v#mine", Kind::Bookmark, None));
+        assert!(!ours(&format!("tank/{tag}"), Kind::Volume, Some("17")));
+    }
+
+    #[test]
+    fn a_base_is_found_by_identity_alone() {
+        let proof = |pool: &str, volume: &str, snapshot: &str| {
+            let fields =
+                [("pool_guid", pool), ("volume_guid", volume), ("snapshot_guid", snapshot)];
+            fields.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+        };
+        let source = ZfsChanges {
+            snapshot: dataset("tank/new@now", Kind::Snapshot, None),
+            proof: proof("5", "6", "7"),
+            bases: vec![dataset("tank/new#whatever", Kind::Bookmark, None)],
+            asked: Arc::default(),
+        };
+        assert_eq!(source.base(&proof("5", "6", "1")).unwrap().name, "tank/new#whatever");
+        let why = |proof: Proof| source.base(&proof).unwrap_err().0;
+        assert!(why(proof("5", "6", "2")).contains("(guid 2) is gone"));
+        assert!(why(proof("4", "6", "1")).contains("another pool"));
+        assert!(why(proof("5", "9", "1")).contains("another volume"));
+        assert!(why(Proof::new()).contains("no ZFS snapshot"));
+    }
+}
