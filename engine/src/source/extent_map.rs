@@ -7,7 +7,8 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::{Change, ChangedExtent, Degraded};
+use super::changed::ChangeList;
+use super::{Change, Degraded};
 
 /// What is known of where bytes lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,32 +56,23 @@ pub trait Pages {
 /// What [`diff`] saw of two files, to tell whether another look saw the same.
 pub type Fingerprint = [u8; 32];
 
-/// Tells `tell`, from the start of `now` to its end without gaps, what became of its bytes since
-/// `base`. Bytes behind the base's end are never unchanged.
+/// Adds to `changes`, from the start of `now` to its end, what became of its bytes since `base`.
+/// Bytes behind the base's end are never unchanged.
 ///
 /// # Errors
 /// `Degraded` if either's extents cannot be had, or make no sense.
 pub fn diff(
     mut base: Walk<'_>,
     mut now: Walk<'_>,
-    mut tell: impl FnMut(ChangedExtent),
+    changes: &mut ChangeList,
 ) -> Result<Fingerprint, Degraded> {
-    let mut pending: Option<ChangedExtent> = None;
     let mut at = 0;
     while let Some(new) = now.piece(at)? {
         let old = base.piece(at)?;
         let end = old.as_ref().map_or(new.range.end, |old| old.range.end.min(new.range.end));
-        let change = verdict(old.map(|old| old.place), new.place);
-        match &mut pending {
-            Some(pending) if pending.change == change => pending.range.end = end,
-            _ => {
-                let extent = ChangedExtent { range: at..end, change };
-                pending.replace(extent).into_iter().for_each(&mut tell);
-            }
-        }
+        changes.push(at..end, verdict(old.map(|old| old.place), new.place))?;
         at = end;
     }
-    pending.into_iter().for_each(tell);
     Ok(fingerprint(&base, &now))
 }
 
@@ -181,7 +173,7 @@ impl<'a> Walk<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::check_coverage;
+    use crate::source::{ChangedExtent, check_coverage};
     use proptest::prelude::*;
 
     /// Extents in memory, so many a page.
@@ -202,9 +194,9 @@ mod tests {
         mut now: impl Pages,
         size: u64,
     ) -> Result<Vec<ChangedExtent>, Degraded> {
-        let mut told = Vec::new();
+        let mut changes = ChangeList::new(Change::Unchanged);
         let (base, now) = (Walk::new(&mut base, base_size), Walk::new(&mut now, size));
-        diff(base, now, |extent| told.push(extent)).map(|_| told)
+        diff(base, now, &mut changes).map(|_| changes.finish(size))
     }
 
     fn stored(range: Range<u64>, extent: u64, from: u64) -> Extent {
@@ -253,7 +245,8 @@ mod tests {
         let print = |extent: u64| {
             let both = [stored(0..10, extent, 0)];
             let (mut base, mut now) = (Listed(&both, 9), Listed(&both, 9));
-            diff(Walk::new(&mut base, 10), Walk::new(&mut now, 10), |_| ()).unwrap()
+            let mut changes = ChangeList::new(Change::Unchanged);
+            diff(Walk::new(&mut base, 10), Walk::new(&mut now, 10), &mut changes).unwrap()
         };
         assert_eq!(print(1), print(1));
         assert_ne!(print(1), print(2));

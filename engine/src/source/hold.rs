@@ -15,7 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::Scope;
 use std::time::Duration;
 
-use super::{View, file, zvol};
+use super::{View, file, reflink, zvol};
 use crate::cancel::Cancel;
 use crate::device::file::FileIdentity;
 use crate::error::{Error, ErrorKind, Result};
@@ -116,6 +116,8 @@ enum Kind {
     Plain,
     /// Snapshots and streams of ZFS.
     Zfs,
+    /// A file that a reflink copy is made of.
+    Reflink,
 }
 
 /// Finds out what the sources are and holds them still, all at one instant as far as their kinds
@@ -175,6 +177,7 @@ fn captured(
         match kind {
             Kind::Plain => held.extend(plain(wishes)?),
             Kind::Zfs => captures.push(zvol::prepare(wishes, holding, cancel)?),
+            Kind::Reflink => captures.push(reflink::prepare(wishes, holding)),
         }
     }
     for capture in &mut *captures {
@@ -194,6 +197,7 @@ fn kind_of(place: &Place, snapshot: SnapshotUse) -> Result<Kind> {
         Place::Path(_) | Place::Zfs(_) if snapshot == SnapshotUse::Off => Ok(Kind::Plain),
         Place::Zfs(_) => Ok(Kind::Zfs),
         Place::Path(path) if zvol::volume_at(path).is_some() => Ok(Kind::Zfs),
+        Place::Path(path) if reflink::recognises(path) => Ok(Kind::Reflink),
         Place::Path(_) => Ok(Kind::Plain),
         Place::Lvm { .. } => {
             Err(Error::new(ErrorKind::Unsupported, "this kind of volume is not known")

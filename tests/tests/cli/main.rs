@@ -16,6 +16,7 @@ mod no_ring;
 mod partial;
 mod readme;
 mod reflink;
+mod reflink_backups;
 mod reports;
 mod signals;
 mod syscalls;

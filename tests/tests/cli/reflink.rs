@@ -13,7 +13,7 @@ use voltar_engine::source::reflink::changes::changes;
 use voltar_engine::source::reflink::copy::{Copy, Original};
 use voltar_engine::source::{Change, Degraded, check_coverage};
 use voltar_tests::device::system;
-use voltar_tests::{FileSystem, Rng, Scratch, is_root, skip};
+use voltar_tests::{FileSystem, Raise, Rng, Scratch, is_root, skip};
 
 const SIZE: u64 = 24 << 20;
 const MIB: u64 = 1 << 20;
@@ -302,15 +302,6 @@ fn move_extents(file_system: &FileSystem, path: &Path) {
             .and_then(|_| system("btrfs", &["balance", "start", "--full-balance", dir])),
     };
     moved.unwrap();
-}
-
-/// Raises a flag when dropped, so that a failed assertion stops the other thread as well.
-struct Raise<'a>(&'a AtomicBool);
-
-impl Drop for Raise<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 #[test]

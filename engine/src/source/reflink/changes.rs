@@ -18,8 +18,9 @@ use std::os::unix::fs::MetadataExt;
 
 use super::copy::{Copy, FileSystem};
 use crate::io::filesystem;
+use crate::source::changed::ChangeList;
 use crate::source::extent_map::{Fingerprint, Page, Pages, Walk, diff};
-use crate::source::{ChangedExtent, Degraded, btrfs_items, fiemap};
+use crate::source::{Change, ChangedExtent, Degraded, btrfs_items, fiemap};
 
 /// Bytes of extents per call to the kernel.
 const ANSWER_LEN: usize = 64 << 10;
@@ -36,12 +37,12 @@ pub fn changes(
 ) -> Result<Vec<ChangedExtent>, Degraded> {
     let mut seen: Option<Fingerprint> = None;
     for _ in 0..WALKS_MAX {
-        let mut told = Vec::new();
+        let mut told = ChangeList::new(Change::Changed);
         let (mut old, mut new) = (pages_of(base)?, pages_of(now)?);
         let (old, new) = (Walk::new(&mut *old, base_size), Walk::new(&mut *new, size));
-        let fingerprint = diff(old, new, |extent| told.push(extent))?;
+        let fingerprint = diff(old, new, &mut told)?;
         if seen.replace(fingerprint) == Some(fingerprint) {
-            return Ok(told);
+            return Ok(told.finish(size));
         }
     }
     Err(Degraded(
