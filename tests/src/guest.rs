@@ -27,7 +27,7 @@ pub enum Disk<'a> {
 }
 
 /// Runs `tests/guest/scripts/NAME.sh` in a fresh guest with these disks, `$D0`, `$D1` and so on
-/// there; `tool` is a program of ours that it gets beside voltar. Returns what it printed, or
+/// there; `tool` is a program of ours that it gets beside voltar, and the README. Returns what it printed, or
 /// `None` if `test` was skipped because there can be no guest here.
 ///
 /// # Panics
@@ -37,6 +37,7 @@ pub fn run(test: &str, name: &str, disks: &[Disk<'_>], tool: &str) -> Option<Str
     let folder = root().join("tests/guest");
     let mut command = Command::new(folder.join("run.sh"));
     command.args(["-t", &SECONDS_MAX.to_string(), "-b", tool, "-p"]).arg(folder.join("scripts"));
+    command.arg("-p").arg(root().join("README.md"));
     for disk in disks {
         match disk {
             Disk::Blank(mib) => command.args(["-d", &format!("{mib}M")]),

@@ -389,23 +389,15 @@ fn ask_change_source(request: &BackupRequest, view: &View, plan: &mut VolumePlan
         plan.streams = true;
         return Ok(());
     }
-    if let Some(parent) = plan.parent.clone() {
-        match ask_for_changes(&**source, view, &parent, &plan.shape)? {
-            Ok(steps) => {
-                plan.steps = Some(steps);
-                plan.change_source = source.kind().into();
-                return Ok(());
-            }
-            Err(Degraded(why)) => plan.degrade(insisted, view, &**source, why)?,
+    let Some(parent) = plan.parent.clone() else { return Ok(()) };
+    match ask_for_changes(&**source, view, &parent, &plan.shape)? {
+        Ok(steps) => {
+            plan.steps = Some(steps);
+            plan.change_source = source.kind().into();
+            Ok(())
         }
+        Err(Degraded(why)) => plan.degrade(insisted, view, &**source, why),
     }
-    let allocated = source.allocated().map(|said| said.and_then(|extents| covering(extents, view)));
-    match allocated {
-        Some(Ok(extents)) => plan.steps = Some(steps_of(&extents, &plan.shape, &[])),
-        Some(Err(Degraded(why))) => plan.degrade(false, view, &**source, why)?,
-        None => {}
-    }
-    Ok(())
 }
 
 /// What the source says of the changes since the parent, as steps.
@@ -417,15 +409,11 @@ fn ask_for_changes(
 ) -> Result<Result<Vec<Step>, Degraded>> {
     let said = source
         .changes(&parent.volume.proof, parent.volume.size)
-        .and_then(|extents| covering(extents, view));
+        .and_then(|extents| check_coverage(&extents, view.size).map(|()| extents));
     Ok(match said {
         Ok(extents) => Ok(steps_of(&extents, shape, &unknown_in_parent(parent, shape)?)),
         Err(degraded) => Err(degraded),
     })
-}
-
-fn covering(extents: Vec<ChangedExtent>, view: &View) -> Result<Vec<ChangedExtent>, Degraded> {
-    check_coverage(&extents, view.size).map(|()| extents)
 }
 
 /// What was said of byte ranges, as steps; see [`steps`].

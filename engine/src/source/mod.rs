@@ -83,16 +83,6 @@ pub trait ChangeSource: Send + Sync {
     /// `Degraded` if the identities do not fit or the source cannot tell.
     fn changes(&self, base: &Proof, base_size: u64) -> Result<Vec<ChangedExtent>, Degraded>;
 
-    /// Where the view can hold anything ([`Change::Changed`]) and where it is known to be zero,
-    /// whatever the base: ascending, from 0 to its size without gaps or overlaps. `None` if this
-    /// source knows nothing of the kind.
-    ///
-    /// # Errors
-    /// `Degraded` if it cannot tell this time.
-    fn allocated(&self) -> Option<Result<Vec<ChangedExtent>, Degraded>> {
-        None
-    }
-
     /// Whether it is [`stream`](ChangeSource::stream) that is to be asked.
     fn streams(&self) -> bool {
         false

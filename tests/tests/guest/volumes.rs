@@ -20,3 +20,8 @@ fn volumes_that_lvm_zfs_or_a_mapping_use_are_refused() {
 fn volumes_that_do_not_exist_are_created_by_a_restore() {
     run("volumes_that_do_not_exist_are_created_by_a_restore", "create", &DISKS, SECTORS);
 }
+
+#[test]
+fn the_commands_of_readme_for_lvm_and_zfs_work() {
+    run("the_commands_of_readme_for_lvm_and_zfs_work", "readme", &DISKS, SECTORS);
+}
