@@ -8,11 +8,13 @@
 //!     repair    recomputes what covers them
 //!     forge     writes archives that no writer would write
 //!   streams   what other programs write of volumes
+//!   extents   what a kernel says of two files' extents
 //!   model     scripts of backups against plain bytes
 //! ```
 
 pub mod checks;
 pub mod edits;
+pub mod extents;
 pub mod forge;
 pub mod model;
 pub mod parsers;
