@@ -6,8 +6,10 @@ use serde::Deserialize;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::command::Tool;
+use crate::host::zfs;
 use crate::options::Context;
 use crate::report::{KeptSummary, SourceSummary, SourcesReport};
+use crate::source::zvol;
 
 /// Asks the managers of volumes on this host. One that cannot be asked is a warning; one that is
 /// not installed has no volumes.
@@ -99,34 +101,28 @@ fn trouble(volume: &LogicalVolume) -> Option<String> {
 }
 
 fn zfs() -> Result<Vec<SourceSummary>> {
-    let columns = ["list", "-H", "-p", "-t", "volume", "-o", "name,volsize,keystatus"];
-    let volumes = Tool::new("zfs").args(columns).answer()?;
-    let snapshots = ["list", "-H", "-p", "-t", "snapshot,bookmark", "-o", "name"];
-    let snapshots = Tool::new("zfs").args(snapshots).answer()?;
-    let mut sources = Vec::new();
-    for line in volumes.lines() {
-        let mut columns = line.split('\t');
-        let (Some(name), Some(size)) = (columns.next(), columns.next()) else { continue };
-        let is_locked = columns.next() == Some("unavailable");
-        sources.push(SourceSummary {
-            source: format!("zfs:{name}"),
-            kind: "zvol".into(),
-            size: size.parse().unwrap_or_default(),
-            change_source: "zfs".into(),
-            trouble: is_locked.then(|| "its key is not loaded".to_owned()),
-            kept: snapshots.lines().filter_map(|line| kept_zfs(line, name)).collect(),
-        });
-    }
-    Ok(sources)
+    let datasets = zfs::all()?;
+    // A clone that a run reads from is no volume of the user's.
+    let volumes = datasets.iter().filter(|it| it.kind == zfs::Kind::Volume && it.run.is_none());
+    let summary = |volume: &zfs::Dataset| SourceSummary {
+        source: format!("zfs:{}", volume.name),
+        kind: "zvol".into(),
+        size: volume.size.unwrap_or_default(),
+        change_source: zvol::KIND.into(),
+        trouble: volume.is_locked.then(|| "its key is not loaded".to_owned()),
+        kept: datasets.iter().filter_map(|it| kept_zfs(it, volume)).collect(),
+    };
+    Ok(volumes.map(summary).collect())
 }
 
 /// What a snapshot or bookmark of the volume is, if it is ours.
-fn kept_zfs(line: &str, volume: &str) -> Option<KeptSummary> {
-    let rest = line.strip_prefix(volume)?;
-    let kind = match rest.get(..1)? {
-        "@" => "snapshot",
-        "#" => "bookmark",
+fn kept_zfs(dataset: &zfs::Dataset, volume: &zfs::Dataset) -> Option<KeptSummary> {
+    let rest = dataset.name.strip_prefix(&volume.name)?;
+    let kind = match rest.chars().next()? {
+        '@' => "snapshot",
+        '#' => "bookmark",
         _ => return None,
     };
-    rest[1..].starts_with("voltar-").then(|| KeptSummary { name: line.into(), kind: kind.into() })
+    let summary = || KeptSummary { name: dataset.name.clone(), kind: kind.into() };
+    zvol::is_ours(dataset, volume.guid).then(summary)
 }

@@ -124,6 +124,14 @@ pub fn family(volume: &str) -> Result<Vec<Dataset>> {
     list(&["-t", "all", "-d", "1"], &[volume])
 }
 
+/// All volumes of this host, their snapshots and their bookmarks.
+///
+/// # Errors
+/// Of the tool.
+pub fn all() -> Result<Vec<Dataset>> {
+    list(&["-t", "volume,snapshot,bookmark"], &[])
+}
+
 /// Just these.
 ///
 /// # Errors

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use super::job::Job;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::command::Tool;
+use crate::host::zfs;
 use crate::options::{NewVolumes, Place};
+use crate::source::zvol;
 
 /// How long a new volume's device may take to appear.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -60,7 +62,7 @@ pub fn device_path(place: &Place) -> PathBuf {
     match place {
         Place::Path(path) => path.clone(),
         Place::Lvm { group, volume } => Path::new("/dev").join(group).join(volume),
-        Place::Zfs(dataset) => Path::new("/dev/zvol").join(dataset),
+        Place::Zfs(dataset) => zvol::device_path(dataset),
     }
 }
 
@@ -171,15 +173,14 @@ impl NewVolume {
     /// # Errors
     /// Of the tools.
     pub fn destroy(&self) -> Result<()> {
+        let (group, volume) = match &self.place {
+            Place::Lvm { group, volume } => (group, volume),
+            Place::Zfs(dataset) => return zfs::destroy(dataset),
+            Place::Path(_) => return Ok(()),
+        };
         let end = Instant::now() + PATIENCE;
         loop {
-            let tool = match &self.place {
-                Place::Lvm { group, volume } => {
-                    Tool::new("lvremove").args(["--yes", &format!("{group}/{volume}")])
-                }
-                Place::Zfs(dataset) => Tool::new("zfs").args(["destroy", dataset]),
-                Place::Path(_) => return Ok(()),
-            };
+            let tool = Tool::new("lvremove").args(["--yes", &format!("{group}/{volume}")]);
             match tool.answer() {
                 Ok(_) => return Ok(()),
                 // Whoever looks at new devices (udev) may still have it open.

@@ -38,6 +38,9 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// How often either is looked for.
 const NAP: Duration = Duration::from_millis(20);
 
+/// What its changes are called.
+pub const KIND: &str = "zfs";
+
 /// What the names of all that is made begin with.
 const MARK: &str = "voltar-";
 
@@ -223,7 +226,7 @@ impl Volume {
 }
 
 /// Whether a run of ours made this snapshot or bookmark of the volume with this guid.
-fn is_ours(dataset: &Dataset, volume_guid: u64) -> bool {
+pub fn is_ours(dataset: &Dataset, volume_guid: u64) -> bool {
     let tagged = |sign| {
         let (_, tag) = dataset.name.split_once(sign)?;
         let (run, guid) = tag.strip_prefix(MARK)?.split_once('-')?;
@@ -431,7 +434,7 @@ impl ZfsChanges {
 
 impl ChangeSource for ZfsChanges {
     fn kind(&self) -> &'static str {
-        "zfs"
+        KIND
     }
 
     fn proof(&self) -> Proof {
