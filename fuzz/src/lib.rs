@@ -8,6 +8,7 @@
 //!     repair    recomputes what covers them
 //!     forge     writes archives that no writer would write
 //!   streams   what other programs write of volumes
+//!   volumes   what the kernel writes of LVM's volumes
 //!   extents   what a kernel says of two files' extents
 //!   model     scripts of backups against plain bytes
 //! ```
@@ -20,5 +21,6 @@ pub mod model;
 pub mod parsers;
 pub mod repair;
 pub mod streams;
+pub mod volumes;
 pub mod whole;
 pub mod wire;

@@ -12,6 +12,7 @@ pub mod raise;
 pub mod sectors;
 pub mod skip;
 pub mod source;
+pub mod thin_pool;
 pub mod write_log;
 
 pub use command::{Ran, Running, Voltar, is_root, program, root};

@@ -41,6 +41,8 @@ const NODE_SALT: u32 = 121_107;
 
 const MAGIC: u64 = 27_022_010;
 const VERSION: u32 = 2;
+/// What older `thin_restore` and `thin_repair` write: laid out as version 2, and the kernel takes it.
+const VERSION_OF_TOOLS: u32 = 1;
 const FLAG_NEEDS_CHECK: u32 = 1;
 const FLAG_INTERNAL: u32 = 1;
 const FLAG_LEAF: u32 = 2;
@@ -170,7 +172,7 @@ impl Superblock {
             return Err(damaged(Fault::Magic(u64_at(bytes, 32))));
         }
         let (version, features) = (u32_at(bytes, 40), u32_at(bytes, 360));
-        if version != VERSION || features != 0 {
+        if ![VERSION, VERSION_OF_TOOLS].contains(&version) || features != 0 {
             return Err(MetadataError::Unsupported { version, features });
         }
         if u32_at(bytes, 4) & FLAG_NEEDS_CHECK != 0 {

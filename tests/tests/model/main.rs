@@ -16,3 +16,4 @@ mod rejects;
 mod rig;
 mod salvage;
 mod script;
+mod thin_pools;
