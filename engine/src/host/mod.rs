@@ -1,5 +1,7 @@
 //! The host's own tools, run and read; and what is kept about them between runs.
 
 pub mod command;
+pub mod dm;
 pub mod lock;
+pub mod lvm;
 pub mod zfs;

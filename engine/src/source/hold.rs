@@ -11,14 +11,15 @@
 //! snapshot was read, and the next backup looks for exactly that one. So a crash between the commit
 //! and [`Hold::keep`] loses nothing: the snapshot that still lies there is the base.
 
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread::Scope;
 use std::time::Duration;
 
-use super::{View, file, reflink, zvol};
+use super::{View, file, lvm, reflink, zvol};
 use crate::cancel::Cancel;
 use crate::device::file::FileIdentity;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::observe::Observer;
 use crate::options::{Holding, Place, SnapshotUse, SourceRequest};
 use crate::threads;
@@ -118,6 +119,8 @@ enum Kind {
     Zfs,
     /// A file that a reflink copy is made of.
     Reflink,
+    /// LVM.
+    Lvm,
 }
 
 /// Finds out what the sources are and holds them still, all at one instant as far as their kinds
@@ -178,6 +181,7 @@ fn captured(
             Kind::Plain => held.extend(plain(wishes)?),
             Kind::Zfs => captures.push(zvol::prepare(wishes, holding, cancel)?),
             Kind::Reflink => captures.push(reflink::prepare(wishes, holding)),
+            Kind::Lvm => captures.push(lvm::prepare(wishes, holding, cancel)?),
         }
     }
     for capture in &mut *captures {
@@ -194,15 +198,14 @@ fn captured(
 /// Which kind a place is of, looking at what it leads to.
 fn kind_of(place: &Place, snapshot: SnapshotUse) -> Result<Kind> {
     match place {
-        Place::Path(_) | Place::Zfs(_) if snapshot == SnapshotUse::Off => Ok(Kind::Plain),
+        _ if snapshot == SnapshotUse::Off => Ok(Kind::Plain),
         Place::Zfs(_) => Ok(Kind::Zfs),
         Place::Path(path) if zvol::volume_at(path).is_some() => Ok(Kind::Zfs),
         Place::Path(path) if reflink::recognises(path) => Ok(Kind::Reflink),
-        Place::Path(_) => Ok(Kind::Plain),
-        Place::Lvm { .. } => {
-            Err(Error::new(ErrorKind::Unsupported, "this kind of volume is not known")
-                .on(place.to_string()))
-        }
+        Place::Path(_) | Place::Lvm { .. } => match lvm::is_volume(place)? {
+            true => Ok(Kind::Lvm),
+            false => Ok(Kind::Plain),
+        },
     }
 }
 
@@ -211,11 +214,8 @@ fn plain(wishes: Vec<Wanted>) -> Result<Vec<(usize, Held)>> {
     let open = |wish: Wanted| {
         let path = match &wish.place {
             Place::Path(path) => path.clone(),
+            Place::Lvm { group, volume } => Path::new("/dev").join(group).join(volume),
             Place::Zfs(dataset) => zvol::device_path(dataset),
-            other @ Place::Lvm { .. } => {
-                let message = "a volume without a path is read as a path";
-                return Err(Error::new(ErrorKind::Internal, message).on(other.to_string()));
-            }
         };
         let (view, device) = file::view(&wish.name, &path)?;
         let identities = vec![device.identity().clone()];

@@ -12,9 +12,13 @@ pub mod extent_map;
 pub mod fiemap;
 pub mod file;
 pub mod hold;
+mod lvm;
 pub mod memory;
 pub mod reflink;
+mod thick;
+mod thin;
 pub mod thin_metadata;
+mod thin_slot;
 pub mod zfs_stream;
 pub mod zvol;
 

@@ -1,0 +1,432 @@
+//! LVM, by its command-line tools: what volumes there are, and making and removing snapshots.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::libc;
+use serde::Deserialize;
+
+use super::command::Tool;
+use super::dm;
+use crate::error::{Error, ErrorKind, Result};
+
+/// The tag of everything that voltar makes.
+pub const TAG: &str = "voltar";
+/// The tag of a snapshot that no later backup has a use for.
+pub const TAG_TEMPORARY: &str = "voltar.temporary";
+
+/// What stands between a volume's name and the number of its snapshot.
+const INFIX: &str = "_voltar_";
+/// Longest name of a volume, in bytes.
+const NAME_LEN_MAX: usize = 127;
+/// How long a device that was just closed may still be in use: whoever looks at new devices
+/// (udev) may have it open.
+const PATIENCE: Duration = Duration::from_secs(15);
+const NAP: Duration = Duration::from_millis(100);
+
+/// What the mapping of a volume is called by the kernel: this, and twice 32 characters.
+const UUID_PREFIX: &str = "LVM-";
+const UUID_LEN: usize = 32;
+
+/// A logical volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Its volume group's name.
+    pub group: String,
+    /// Its name.
+    pub name: String,
+    /// Its identity, which outlives both.
+    pub uuid: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// What it is.
+    pub kind: Kind,
+    /// The identity of the volume that it is a snapshot of; empty without one.
+    pub origin_uuid: String,
+    /// Whether it can be written to.
+    pub is_writable: bool,
+    /// Whether its device is there.
+    pub is_active: bool,
+    /// Whether it is being merged into its origin.
+    pub is_merging: bool,
+    /// Its tags.
+    pub tags: Vec<String>,
+}
+
+/// What a logical volume is, as far as a backup cares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Of a thin pool.
+    Thin {
+        /// The pool's name.
+        pool: String,
+        /// The pool's identity.
+        pool_uuid: String,
+        /// Its id in the pool's metadata.
+        id: u32,
+    },
+    /// A thick snapshot: it stands still by itself.
+    ThickSnapshot,
+    /// Any other that holds data: linear, striped, mirrored, cached.
+    Thick,
+    /// A part of others.
+    Internal,
+}
+
+impl Volume {
+    /// As the user writes it.
+    pub fn label(&self) -> String {
+        format!("lvm:{}/{}", self.group, self.name)
+    }
+
+    /// As LVM's tools take it.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.group, self.name)
+    }
+
+    /// The name of its mapping.
+    pub fn dm_name(&self) -> String {
+        dm::name_of(&self.group, &self.name)
+    }
+
+    /// Its device, if it is active.
+    pub fn path(&self) -> PathBuf {
+        dm::path_of(&self.dm_name())
+    }
+
+    /// Whether voltar made it, as a snapshot of the volume with this identity.
+    pub fn is_ours_of(&self, origin_uuid: &str) -> bool {
+        self.has_tag(TAG) && !origin_uuid.is_empty() && self.origin_uuid == origin_uuid
+    }
+
+    /// Whether it carries `tag`.
+    pub fn has_tag(&self, tag: &str) -> bool {
+        self.tags.iter().any(|own| own == tag)
+    }
+}
+
+/// `lvs --reportformat json`.
+#[derive(Deserialize)]
+struct Answer {
+    report: Vec<Report>,
+}
+
+#[derive(Deserialize)]
+struct Report {
+    lv: Vec<HashMap<String, String>>,
+}
+
+const FIELDS: &str = "vg_name,lv_name,lv_uuid,lv_size,lv_layout,lv_role,origin_uuid,pool_lv,\
+                      pool_lv_uuid,thin_id,lv_permissions,lv_active,lv_merging,lv_tags";
+
+/// The volumes of a group, or of all of them; internal ones as well.
+///
+/// # Errors
+/// Of the tool; `NotFound` for a group that is not there.
+pub fn volumes(group: Option<&str>) -> Result<Vec<Volume>> {
+    let tool = Tool::new("lvs").args(["--all", "--reportformat", "json", "--units", "b"]);
+    let tool = tool.args(["--nosuffix", "-o", FIELDS]);
+    let answer = tool.args(group).answer().map_err(|error| {
+        Error::new(ErrorKind::NotFound, "cannot ask for the volumes of the volume group")
+            .on(group.map_or_else(|| "lvm".to_owned(), |group| format!("lvm:{group}")))
+            .because(error)
+            .hint("`vgs` lists the volume groups")
+    })?;
+    parse(&answer)
+}
+
+fn parse(answer: &str) -> Result<Vec<Volume>> {
+    let unknown = |error: String| {
+        Error::new(ErrorKind::Unsupported, "lvs says something else than was expected")
+            .because(error)
+    };
+    let answer: Answer =
+        serde_json::from_str(answer).map_err(|error| unknown(error.to_string()))?;
+    let mut volumes: Vec<Volume> = Vec::new();
+    for row in answer.report.iter().flat_map(|report| &report.lv) {
+        let volume = volume_of(row).ok_or_else(|| unknown(format!("{row:?}")))?;
+        // A volume of several segments has several rows.
+        if !volumes.iter().any(|known| known.uuid == volume.uuid) {
+            volumes.push(volume);
+        }
+    }
+    Ok(volumes)
+}
+
+fn volume_of(row: &HashMap<String, String>) -> Option<Volume> {
+    let field = |name: &str| row.get(name).map(String::as_str);
+    let has = |list: &str, word: &str| list.split(',').any(|own| own == word);
+    let (layout, role) = (field("lv_layout")?, field("lv_role")?);
+    let pool = field("pool_lv")?;
+    let kind = match () {
+        () if has(role, "private") || has(layout, "pool") => Kind::Internal,
+        () if has(layout, "thin") && !pool.is_empty() => Kind::Thin {
+            pool: bare(pool).to_owned(),
+            pool_uuid: field("pool_lv_uuid")?.to_owned(),
+            id: field("thin_id")?.parse().ok()?,
+        },
+        () if has(role, "thicksnapshot") => Kind::ThickSnapshot,
+        () => Kind::Thick,
+    };
+    let tags = field("lv_tags")?.split(',').filter(|tag| !tag.is_empty());
+    Some(Volume {
+        group: field("vg_name")?.to_owned(),
+        name: bare(field("lv_name")?).to_owned(),
+        uuid: field("lv_uuid")?.to_owned(),
+        size: field("lv_size")?.parse().ok()?,
+        kind,
+        origin_uuid: field("origin_uuid")?.to_owned(),
+        is_writable: !field("lv_permissions")?.starts_with("read-only"),
+        is_active: matches!(field("lv_active")?, "active" | "1"),
+        is_merging: matches!(field("lv_merging")?, "merging" | "1"),
+        tags: tags.map(str::to_owned).collect(),
+    })
+}
+
+/// Without the brackets that mark a hidden volume.
+fn bare(name: &str) -> &str {
+    name.trim_matches(['[', ']'])
+}
+
+/// The volume of this name.
+///
+/// # Errors
+/// `NotFound` if there is none; of the tool.
+pub fn volume(group: &str, name: &str) -> Result<Volume> {
+    let found = volumes(Some(group))?.into_iter().find(|volume| volume.name == name);
+    found.ok_or_else(|| missing(&format!("lvm:{group}/{name}")))
+}
+
+fn missing(label: &str) -> Error {
+    Error::new(ErrorKind::NotFound, "there is no such logical volume")
+        .on(label)
+        .hint("`lvs` lists them")
+}
+
+/// The identity of the volume whose device `path` leads to; `None` if it is not one of LVM. The
+/// devices that volumes consist of are not any volume's.
+pub fn uuid_of_device(path: &Path) -> Option<String> {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let metadata = fs::metadata(path).ok().filter(|node| node.file_type().is_block_device())?;
+    let number = metadata.rdev();
+    let place = format!("/sys/dev/block/{}:{}/dm/uuid", libc::major(number), libc::minor(number));
+    uuid_of_mapping(fs::read_to_string(place).ok()?.trim())
+}
+
+/// The volume's identity in the name that its mapping has for the kernel, with LVM's dashes.
+fn uuid_of_mapping(name: &str) -> Option<String> {
+    let both = name.strip_prefix(UUID_PREFIX)?;
+    if both.len() != 2 * UUID_LEN || !both.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        return None;
+    }
+    let mut rest = &both[UUID_LEN..];
+    let parts = [6, 4, 4, 4, 4, 4, 6].map(|len| {
+        let (part, more) = rest.split_at(len);
+        rest = more;
+        part
+    });
+    Some(parts.join("-"))
+}
+
+/// The volume with this identity, of all groups.
+///
+/// # Errors
+/// `NotFound`; of the tool.
+pub fn volume_of_device(path: &Path, uuid: &str) -> Result<Volume> {
+    let found = volumes(None)?.into_iter().find(|volume| volume.uuid == uuid);
+    found.ok_or_else(|| missing(&path.display().to_string()))
+}
+
+/// A snapshot to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct NewSnapshot<'a> {
+    /// Of what.
+    pub origin: &'a Volume,
+    /// Its name.
+    pub name: &'a str,
+    /// Bytes for what changes in a thick origin; `None` for a thin one.
+    pub cow_bytes: Option<u64>,
+    /// Whether no later backup has a use for it.
+    pub is_temporary: bool,
+}
+
+impl NewSnapshot<'_> {
+    /// Makes it: read-only, tagged as voltar's, a thin one not to be activated by the way.
+    ///
+    /// # Errors
+    /// Of the tool, with what can be done.
+    pub fn create(&self) -> Result<()> {
+        let NewSnapshot { origin, name, cow_bytes, is_temporary } = *self;
+        let mut tool = Tool::new("lvcreate").args(["--yes", "--snapshot", "--permission", "r"]);
+        tool = tool.args(["--addtag", TAG]);
+        if is_temporary {
+            tool = tool.args(["--addtag", TAG_TEMPORARY]);
+        }
+        tool = match cow_bytes {
+            Some(bytes) => tool.args(["--size", &format!("{bytes}b")]),
+            None => tool.args(["--setactivationskip", "y"]),
+        };
+        let tool = tool.args(["--name", name, &origin.full_name()]);
+        let words = tool.words().to_owned();
+        let ended = tool.run()?;
+        if ended.status.success() {
+            return Ok(());
+        }
+        let is_full = ended.complaints.contains("nsufficient free space");
+        let kind = if is_full { ErrorKind::NoSpace } else { ErrorKind::SourceUnusable };
+        let hint = match cow_bytes {
+            Some(_) => {
+                "free space in the volume group, take less of it with --cow-size SIZE, or read \
+                 the volume as it is with --snapshot off"
+            }
+            None => "see what `lvs` says of the pool; --snapshot off reads the volume as it is",
+        };
+        Err(Error::new(kind, "cannot take a snapshot of the volume")
+            .on(origin.label())
+            .because(ended.failure(&words))
+            .hint(hint))
+    }
+}
+
+/// The first name for a snapshot of `origin` that none of `others` has.
+pub fn snapshot_name(origin: &str, others: &[Volume]) -> String {
+    // Room for any number.
+    let base = &origin[..origin.len().min(NAME_LEN_MAX - INFIX.len() - 20)];
+    let names = (1..).map(|number: u64| format!("{base}{INFIX}{number}"));
+    let mut free = names.filter(|name| others.iter().all(|other| other.name != *name));
+    free.next().unwrap_or_default()
+}
+
+/// Makes the volume's device appear, whatever it says of being skipped.
+///
+/// # Errors
+/// Of the tool.
+pub fn activate(volume: &Volume) -> Result<()> {
+    let tool = Tool::new("lvchange").args(["--activate", "y", "--ignoreactivationskip"]);
+    tool.arg(volume.full_name()).answer().map(drop)
+}
+
+/// Makes the volume's device go.
+///
+/// # Errors
+/// Of the tool, if it is in use for longer than it may.
+pub fn deactivate(volume: &Volume) -> Result<()> {
+    patiently(|| {
+        let tool = Tool::new("lvchange").args(["--activate", "n"]);
+        tool.arg(volume.full_name()).answer().map(drop)
+    })
+}
+
+/// Removes a snapshot that voltar made.
+///
+/// # Errors
+/// Of the tool, if it is in use for longer than it may.
+pub fn remove(snapshot: &Volume) -> Result<()> {
+    // By its tag as well as by its name: the name alone may be another volume's by now.
+    let selection = format!("lv_uuid=\"{}\" && lv_tags=\"{TAG}\"", snapshot.uuid);
+    patiently(|| {
+        let tool = Tool::new("lvremove").args(["--yes", "--select", &selection]);
+        tool.arg(&snapshot.group).answer().map(drop)
+    })
+}
+
+/// Tries until it works, or for too long.
+fn patiently(act: impl Fn() -> Result<()>) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match act() {
+            Err(_) if Instant::now() < end => thread::sleep(NAP),
+            outcome => return outcome,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(fields: &[(&str, &str)]) -> String {
+        let defaults = FIELDS.split(',').map(|name| (name, ""));
+        let mut row: HashMap<&str, &str> = defaults.collect();
+        row.extend([("lv_size", "12582912"), ("lv_layout", "linear"), ("lv_role", "public")]);
+        row.extend(fields.iter().copied());
+        serde_json::to_string(&row).unwrap()
+    }
+
+    fn volumes_of(rows: &[&[(&str, &str)]]) -> Result<Vec<Volume>> {
+        let rows: Vec<String> = rows.iter().map(|fields| row(fields)).collect();
+        parse(&format!(r#"{{"report":[{{"lv":[{}]}}]}}"#, rows.join(",")))
+    }
+
+    #[test]
+    fn kinds_of_volumes_are_told_apart() {
+        let thin = ("lv_layout", "thin,sparse");
+        let pool = [("pool_lv", "[pool]"), ("pool_lv_uuid", "p"), ("thin_id", "7")];
+        let found = volumes_of(&[
+            &[("lv_uuid", "a"), thin, pool[0], pool[1], pool[2]],
+            &[("lv_uuid", "b"), ("lv_layout", "thin,pool"), ("lv_role", "private")],
+            &[("lv_uuid", "c"), ("lv_role", "public,snapshot,thicksnapshot")],
+            &[("lv_uuid", "d"), ("lv_layout", "raid,raid1")],
+            &[("lv_uuid", "d"), ("lv_layout", "raid,raid1")],
+            &[("lv_uuid", "e"), ("lv_role", "private,thin,pool,metadata")],
+        ])
+        .unwrap();
+        let kinds: Vec<Kind> = found.into_iter().map(|volume| volume.kind).collect();
+        let thin = Kind::Thin { pool: "pool".into(), pool_uuid: "p".into(), id: 7 };
+        assert_eq!(kinds, [thin, Kind::Internal, Kind::ThickSnapshot, Kind::Thick, Kind::Internal]);
+    }
+
+    #[test]
+    fn what_lvs_did_not_say_is_not_guessed() {
+        assert!(volumes_of(&[&[("lv_size", "much")]]).is_err());
+        let thin = [("lv_layout", "thin,sparse"), ("pool_lv", "pool"), ("thin_id", "")];
+        assert!(volumes_of(&[&thin]).is_err());
+        assert!(parse("{}").is_err());
+        assert!(parse(r#"{"report":[{"lv":[{"lv_name":"x"}]}]}"#).is_err());
+    }
+
+    #[test]
+    fn only_what_carries_the_tag_and_the_origin_is_ours() {
+        let found = volumes_of(&[
+            &[("lv_uuid", "a"), ("lv_tags", "x,voltar"), ("origin_uuid", "o")],
+            &[("lv_uuid", "b"), ("lv_tags", "voltar-like"), ("origin_uuid", "o")],
+            &[("lv_uuid", "c"), ("lv_tags", "voltar")],
+        ])
+        .unwrap();
+        let ours: Vec<bool> = found.iter().map(|volume| volume.is_ours_of("o")).collect();
+        assert_eq!(ours, [true, false, false]);
+        assert!(!found[2].is_ours_of(""));
+    }
+
+    #[test]
+    fn a_mapping_names_its_volume() {
+        let group = "g".repeat(32);
+        let volume = "abcdef0123456789ABCDEF0123uvwxyz";
+        assert_eq!(
+            uuid_of_mapping(&format!("LVM-{group}{volume}")).as_deref(),
+            Some("abcdef-0123-4567-89AB-CDEF-0123-uvwxyz")
+        );
+        for other in [
+            format!("LVM-{group}{volume}-tpool"),
+            format!("CRYPT-{group}{volume}"),
+            format!("LVM-{volume}"),
+            format!("LVM-{group}{}ü", &volume[..30]),
+        ] {
+            assert_eq!(uuid_of_mapping(&other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_has_a_free_name_that_is_not_too_long() {
+        let taken = volumes_of(&[
+            &[("lv_uuid", "a"), ("lv_name", "v_voltar_1")],
+            &[("lv_uuid", "b"), ("lv_name", "[v_voltar_2]")],
+        ])
+        .unwrap();
+        assert_eq!(snapshot_name("v", &taken), "v_voltar_3");
+        assert!(snapshot_name(&"n".repeat(127), &[]).len() <= NAME_LEN_MAX);
+    }
+}

@@ -1,0 +1,331 @@
+//! Thin volumes of LVM: what changed between two snapshots, and what is mapped at all, by the
+//! pool's metadata.
+//!
+//! Both snapshots are read-only: a block that is not shared is written in place and leaves no trace
+//! in the metadata, so nothing is said of a base that could have been written to.
+
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::changed::ChangeList;
+use super::thin_metadata::{Difference, Metadata, ThinDevice};
+use super::thin_slot::{Pool, degraded, unreadable};
+use super::{Change, ChangeSource, ChangedExtent, Degraded, Proof};
+use crate::cancel::Cancel;
+use crate::device::file::FileDevice;
+use crate::device::{Device, Driver, Extent, ExtentKind, Extents, Geometry};
+use crate::host::dm;
+use crate::host::lvm::{self, Kind, Volume};
+use crate::io::buffer::BufferPool;
+use crate::options::IoEngine;
+
+/// Keys of the proof.
+const VOLUME: &str = "volume";
+const SNAPSHOT: &str = "snapshot";
+/// For who creates a volume like it.
+const POOL: &str = "pool";
+const POOL_UUID: &str = "pool_uuid";
+const THIN_ID: &str = "thin_id";
+const CREATION_TIME: &str = "creation_time";
+const TRANSACTION_ID: &str = "transaction_id";
+
+/// A read-only snapshot of a thin volume, and its pool.
+#[derive(Debug)]
+pub struct ThinSnapshot {
+    pool: Pool,
+    snapshot: Volume,
+    origin_uuid: String,
+    id: u32,
+    size: u64,
+    state: PathBuf,
+    cancel: Cancel,
+    creation_time: u32,
+    transaction_id: u64,
+    allocation: Mutex<Allocation>,
+}
+
+/// What is known of the blocks that are mapped.
+#[derive(Debug)]
+enum Allocation {
+    /// Nobody asked yet.
+    Unasked,
+    /// A list of changes says it, or the metadata does not.
+    Untold,
+    /// Ranges with data and ranges of zeroes.
+    Known(Vec<ChangedExtent>),
+}
+
+impl ThinSnapshot {
+    /// The active snapshot `snapshot` of the volume `origin_uuid`; its `size` in bytes.
+    ///
+    /// # Errors
+    /// `Degraded` if the pool's metadata is not to be had, or says less than everything.
+    pub fn new(
+        snapshot: &Volume,
+        origin_uuid: &str,
+        size: u64,
+        state: PathBuf,
+        cancel: &Cancel,
+    ) -> Result<Self, Degraded> {
+        let Kind::Thin { pool, pool_uuid, id } = &snapshot.kind else {
+            return Err(Degraded("the snapshot is not one of a thin pool".into()));
+        };
+        let (id, group) = (*id, snapshot.group.clone());
+        check_table(snapshot, id)?;
+        let pool = Pool { group, name: pool.clone(), uuid: pool_uuid.clone() };
+        let device = pool.read(&state, cancel, |metadata| device(metadata, id))?;
+        Ok(ThinSnapshot {
+            pool,
+            snapshot: snapshot.clone(),
+            origin_uuid: origin_uuid.to_owned(),
+            id,
+            size,
+            state,
+            cancel: cancel.clone(),
+            creation_time: device.creation_time,
+            transaction_id: device.transaction_id,
+            allocation: Mutex::new(Allocation::Unasked),
+        })
+    }
+
+    /// The snapshot that `base` is the proof of, with its device in `metadata`.
+    fn base_in(&self, metadata: &Metadata<'_>, base: &Proof) -> Result<ThinDevice, Degraded> {
+        let device = device(metadata, number(base, THIN_ID)?)?;
+        let was = (number(base, CREATION_TIME)?, number(base, TRANSACTION_ID)?);
+        match was == (device.creation_time, device.transaction_id) {
+            true => Ok(device),
+            false => Err(Degraded("the base's id in the pool is another device's by now".into())),
+        }
+    }
+
+    /// Whether the snapshot that the last backup read is still there as it was.
+    fn check_base(&self, base: &Proof) -> Result<(), Degraded> {
+        for (key, now, what) in [
+            (VOLUME, &self.origin_uuid, "the last backup was of another volume"),
+            (POOL_UUID, &self.pool.uuid, "the volume is in another pool than at the last backup"),
+        ] {
+            if base.get(key) != Some(now) {
+                return Err(Degraded(what.into()));
+            }
+        }
+        let volumes = lvm::volumes(Some(&self.pool.group))
+            .map_err(|error| degraded("LVM does not say which snapshots there are", &error))?;
+        let found = volumes.iter().find(|volume| Some(&volume.uuid) == base.get(SNAPSHOT));
+        let Some(found) = found else {
+            return Err(Degraded("the snapshot of the last backup is gone".into()));
+        };
+        let id: u32 = number(base, THIN_ID)?;
+        match &found.kind {
+            _ if found.is_writable => {
+                Err(Degraded("the snapshot of the last backup was made writable".into()))
+            }
+            Kind::Thin { pool_uuid, id: now, .. } if *pool_uuid == self.pool.uuid && *now == id => {
+                Ok(())
+            }
+            _ => Err(Degraded("the snapshot of the last backup is in another pool".into())),
+        }
+    }
+
+    /// What is mapped, as a list that covers the volume.
+    fn mapped(&self) -> Result<Vec<ChangedExtent>, Degraded> {
+        self.pool.read(&self.state, &self.cancel, |metadata| {
+            let bytes = Bytes::of(metadata);
+            let mut list = Collected::new(Change::Zero);
+            let this = self.this_in(metadata)?;
+            metadata
+                .mappings(&this, |mapping| {
+                    list.push(bytes.range(mapping.thin..mapping.thin + 1), Change::Changed);
+                })
+                .map_err(unreadable)?;
+            list.finish(self.size)
+        })
+    }
+
+    fn this_in(&self, metadata: &Metadata<'_>) -> Result<ThinDevice, Degraded> {
+        let this = device(metadata, self.id)?;
+        match (this.creation_time, this.transaction_id) == (self.creation_time, self.transaction_id)
+        {
+            true => Ok(this),
+            false => Err(Degraded("the snapshot was replaced while it was read".into())),
+        }
+    }
+
+    fn extent_at(&self, offset: u64, len: u64) -> Extent {
+        let mut allocation = self.allocation.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*allocation, Allocation::Unasked) {
+            // Who cannot say what is mapped says that everything is.
+            *allocation = self.mapped().map_or(Allocation::Untold, Allocation::Known);
+        }
+        let data = Extent { range: offset..len, kind: ExtentKind::Data };
+        let Allocation::Known(list) = &*allocation else { return data };
+        let index = list.partition_point(|extent| extent.range.end <= offset);
+        list.get(index).map_or(data, |extent| Extent {
+            range: offset..extent.range.end.min(len),
+            kind: match extent.change {
+                Change::Zero => ExtentKind::Hole,
+                Change::Changed | Change::Unchanged => ExtentKind::Data,
+            },
+        })
+    }
+}
+
+impl ChangeSource for ThinSnapshot {
+    fn kind(&self) -> &'static str {
+        "thin"
+    }
+
+    fn proof(&self) -> Proof {
+        [
+            (VOLUME, self.origin_uuid.clone()),
+            (SNAPSHOT, self.snapshot.uuid.clone()),
+            (POOL, self.pool.name.clone()),
+            (POOL_UUID, self.pool.uuid.clone()),
+            (THIN_ID, self.id.to_string()),
+            (CREATION_TIME, self.creation_time.to_string()),
+            (TRANSACTION_ID, self.transaction_id.to_string()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value))
+        .into()
+    }
+
+    fn changes(&self, base: &Proof, base_size: u64) -> Result<Vec<ChangedExtent>, Degraded> {
+        self.check_base(base)?;
+        let changes = self.pool.read(&self.state, &self.cancel, |metadata| {
+            let (old, new) = (self.base_in(metadata, base)?, self.this_in(metadata)?);
+            let bytes = Bytes::of(metadata);
+            let mut list = Collected::new(Change::Unchanged);
+            metadata
+                .diff(&old, &new, |blocks, difference| {
+                    let change = match difference {
+                        Difference::Remapped | Difference::Mapped => Change::Changed,
+                        Difference::Unmapped => Change::Zero,
+                    };
+                    list.push(bytes.range(blocks), change);
+                })
+                .map_err(unreadable)?;
+            list.finish(self.size)
+        })?;
+        // All that will be read holds data, unless the volume grew: then asking for what is mapped
+        // is worth a walk.
+        if base_size >= self.size {
+            let mut allocation = self.allocation.lock().unwrap_or_else(PoisonError::into_inner);
+            *allocation = Allocation::Untold;
+        }
+        Ok(changes)
+    }
+}
+
+/// A number of a proof.
+fn number<T: std::str::FromStr>(proof: &Proof, key: &str) -> Result<T, Degraded> {
+    let number = proof.get(key).and_then(|text| text.parse().ok());
+    number.ok_or_else(|| Degraded(format!("the last backup's proof has no {key}")))
+}
+
+fn device(metadata: &Metadata<'_>, id: u32) -> Result<ThinDevice, Degraded> {
+    let device = metadata.device(id).map_err(unreadable)?;
+    device.ok_or_else(|| Degraded(format!("the thin pool's metadata has no device {id}")))
+}
+
+/// Whether the kernel's mapping is of this id, and of nothing besides.
+fn check_table(snapshot: &Volume, id: u32) -> Result<(), Degraded> {
+    let table = dm::table(&snapshot.dm_name())
+        .map_err(|error| degraded("the snapshot's mapping cannot be asked for", &error))?;
+    let words: Vec<&str> = table.words.iter().map(String::as_str).collect();
+    match words[..] {
+        [_, word] if table.kind == "thin" && word == id.to_string() => Ok(()),
+        [_, _, _] if table.kind == "thin" => Err(Degraded(
+            "the volume has an external origin, from which it reads what is not mapped".into(),
+        )),
+        _ => Err(Degraded("the snapshot's mapping is not the one that LVM tells of".into())),
+    }
+}
+
+/// Thin blocks as bytes.
+struct Bytes(u64);
+
+impl Bytes {
+    fn of(metadata: &Metadata<'_>) -> Bytes {
+        Bytes(metadata.superblock().data_block_len)
+    }
+
+    fn range(&self, blocks: Range<u64>) -> Range<u64> {
+        blocks.start * self.0..blocks.end * self.0
+    }
+}
+
+/// A list of changes, and what was wrong with it.
+struct Collected {
+    list: ChangeList,
+    outcome: Result<(), Degraded>,
+}
+
+impl Collected {
+    fn new(gaps: Change) -> Collected {
+        Collected { list: ChangeList::new(gaps), outcome: Ok(()) }
+    }
+
+    fn push(&mut self, range: Range<u64>, change: Change) {
+        if self.outcome.is_ok() {
+            self.outcome = self.list.push(range, change);
+        }
+    }
+
+    fn finish(self, size: u64) -> Result<Vec<ChangedExtent>, Degraded> {
+        self.outcome.map(|()| self.list.finish(size))
+    }
+}
+
+/// The snapshot's device, which knows what is mapped.
+pub struct MappedDevice {
+    /// Its bytes.
+    pub device: Arc<FileDevice>,
+    /// Who knows.
+    pub snapshot: Arc<ThinSnapshot>,
+}
+
+impl Device for MappedDevice {
+    fn label(&self) -> &str {
+        self.device.label()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.device.len()
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.device.geometry()
+    }
+
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.device.read_at(bytes, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.device.write_at(bytes, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.device.sync()
+    }
+
+    fn forget(&self, range: Range<u64>) -> io::Result<()> {
+        self.device.forget(range)
+    }
+
+    fn driver(
+        &self,
+        engine: IoEngine,
+        pool: &BufferPool,
+        depth: u32,
+    ) -> io::Result<Box<dyn Driver>> {
+        self.device.driver(engine, pool, depth)
+    }
+}
+
+impl Extents for MappedDevice {
+    fn extent_at(&self, offset: u64) -> io::Result<Extent> {
+        Ok(self.snapshot.extent_at(offset, self.device.len()?))
+    }
+}
