@@ -1,15 +1,10 @@
 //! The volumes of this host that can be held still for a backup, and what is kept of them here.
 
-use std::collections::BTreeMap;
-
-use serde::Deserialize;
-
-use crate::error::{Error, ErrorKind, Result};
-use crate::host::command::Tool;
-use crate::host::zfs;
+use crate::error::{ErrorKind, Result};
+use crate::host::{lvm, zfs};
 use crate::options::Context;
 use crate::report::{KeptSummary, SourceSummary, SourcesReport};
-use crate::source::zvol;
+use crate::source::{thin, zvol};
 
 /// Asks the managers of volumes on this host. One that cannot be asked is a warning; one that is
 /// not installed has no volumes.
@@ -34,70 +29,31 @@ pub fn list(context: &Context) -> Result<SourcesReport> {
     Ok(report)
 }
 
-/// What `lvs --reportformat json` prints.
-#[derive(Deserialize)]
-struct LvsAnswer {
-    report: Vec<LvsReport>,
-}
-
-#[derive(Deserialize)]
-struct LvsReport {
-    lv: Vec<LogicalVolume>,
-}
-
-#[derive(Deserialize)]
-struct LogicalVolume {
-    vg_name: String,
-    lv_name: String,
-    lv_size: String,
-    segtype: String,
-    origin: String,
-    lv_tags: String,
-    lv_active: String,
-    lv_health_status: String,
-}
-
 fn lvm() -> Result<Vec<SourceSummary>> {
-    const FIELDS: &str =
-        "vg_name,lv_name,lv_size,segtype,origin,lv_tags,lv_active,lv_health_status";
-    let tool = Tool::new("lvs").args(["--reportformat", "json", "--units", "b", "--nosuffix"]);
-    let answer = tool.args(["-o", FIELDS]).answer()?;
-    let answer: LvsAnswer = serde_json::from_str(&answer).map_err(|error| {
-        Error::new(ErrorKind::Io, "its answer is not understood").on("lvs").because(error)
-    })?;
-    let volumes: Vec<LogicalVolume> =
-        answer.report.into_iter().flat_map(|report| report.lv).collect();
-    let is_ours = |volume: &LogicalVolume| volume.lv_tags.split(',').any(|tag| tag == "voltar");
-    let mut kept: BTreeMap<(String, String), Vec<KeptSummary>> = BTreeMap::new();
-    for volume in volumes.iter().filter(|volume| is_ours(volume)) {
-        let origin = (volume.vg_name.clone(), volume.origin.clone());
-        let summary = KeptSummary { name: volume.lv_name.clone(), kind: "snapshot".into() };
-        kept.entry(origin).or_default().push(summary);
-    }
-    let mut sources = Vec::new();
-    for volume in volumes.iter().filter(|volume| !is_ours(volume) && volume.segtype != "thin-pool")
-    {
-        let is_thin = volume.segtype == "thin";
-        sources.push(SourceSummary {
-            source: format!("lvm:{}/{}", volume.vg_name, volume.lv_name),
-            kind: if is_thin { "thin" } else { "thick" }.into(),
-            size: volume.lv_size.parse().unwrap_or_default(),
-            change_source: if is_thin { "dm-thin" } else { "none" }.into(),
-            trouble: trouble(volume),
-            kept: kept
-                .remove(&(volume.vg_name.clone(), volume.lv_name.clone()))
-                .unwrap_or_default(),
-        });
-    }
-    Ok(sources)
-}
-
-fn trouble(volume: &LogicalVolume) -> Option<String> {
-    match (&*volume.lv_health_status, &*volume.lv_active) {
-        ("", "active") => None,
-        ("", _) => Some("not active".into()),
-        (health, _) => Some(health.into()),
-    }
+    let volumes = lvm::volumes(None)?;
+    let is_users =
+        |volume: &&lvm::Volume| volume.kind != lvm::Kind::Internal && !volume.has_tag(lvm::TAG);
+    let summary = |volume: &lvm::Volume| SourceSummary {
+        source: volume.label(),
+        kind: match volume.kind {
+            lvm::Kind::Thin { .. } => "thin",
+            _ => "thick",
+        }
+        .into(),
+        size: volume.size,
+        change_source: match volume.kind {
+            lvm::Kind::Thin { .. } => thin::KIND,
+            _ => "none",
+        }
+        .into(),
+        trouble: (!volume.is_active).then(|| "not active".to_owned()),
+        kept: volumes
+            .iter()
+            .filter(|other| other.is_ours_of(&volume.uuid))
+            .map(|kept| KeptSummary { name: kept.full_name(), kind: "snapshot".into() })
+            .collect(),
+    };
+    Ok(volumes.iter().filter(is_users).map(summary).collect())
 }
 
 fn zfs() -> Result<Vec<SourceSummary>> {

@@ -138,6 +138,16 @@ pub fn volumes(group: Option<&str>) -> Result<Vec<Volume>> {
     parse(&answer)
 }
 
+/// The names of a group's thin pools.
+///
+/// # Errors
+/// Of the tool.
+pub fn thin_pools(group: &str) -> Result<Vec<String>> {
+    let tool = Tool::new("lvs").args(["--noheadings", "-o", "lv_name", "-S", "segtype=thin-pool"]);
+    let names = tool.arg(group).answer()?;
+    Ok(names.lines().map(|name| name.trim().to_owned()).collect())
+}
+
 fn parse(answer: &str) -> Result<Vec<Volume>> {
     let unknown = |error: String| {
         Error::new(ErrorKind::Unsupported, "lvs says something else than was expected")

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use super::job::Job;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::command::Tool;
-use crate::host::zfs;
+use crate::host::{lvm, zfs};
 use crate::options::{NewVolumes, Place};
-use crate::source::zvol;
+use crate::source::{thin, zvol};
 
 /// How long a new volume's device may take to appear.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -77,21 +77,23 @@ fn find_lvm(
     job: &Job,
     wishes: &NewVolumes,
 ) -> Result<Found> {
-    // One name in quotes holds nothing that means something in a selection: names were checked.
-    let names = |selection: String| {
-        let tool = Tool::new("lvs").args(["--noheadings", "-a", "-o", "lv_name", "-S", &selection]);
-        tool.arg(group).answer().map_err(|error| {
-            refused(place, "cannot ask for the volumes of the volume group")
-                .because(error)
-                .hint("`vgs` lists the volume groups")
-        })
-    };
-    if !names(format!("lv_name=\"{volume}\""))?.trim().is_empty() {
-        return Ok(Found::Present(device_path(place)));
+    let volumes = lvm::volumes(Some(group)).map_err(|error| {
+        refused(place, "cannot ask for the volumes of the volume group")
+            .because(error)
+            .hint("`vgs` lists the volume groups")
+    })?;
+    if let Some(found) = volumes.iter().find(|found| found.name == volume) {
+        return match found.kind {
+            lvm::Kind::Internal => {
+                Err(refused(place, "the name is that of a part of volumes")
+                    .hint("choose another name"))
+            }
+            _ => Ok(Found::Present(device_path(place))),
+        };
     }
-    let pools = names("segtype=\"thin-pool\"".into())?;
-    let has = |pool: &str| pools.lines().any(|line| line.trim() == pool);
-    let recorded = job.volume.proof.get("pool").filter(|pool| has(pool));
+    let pools = lvm::thin_pools(group)?;
+    let has = |pool: &str| pools.iter().any(|name| name == pool);
+    let recorded = job.volume.proof.get(thin::POOL).filter(|pool| has(pool));
     let kind = match &wishes.thin_pool {
         Some(pool) if pool == "none" => Kind::Thick,
         Some(pool) if has(pool) => Kind::Thin(pool.clone()),

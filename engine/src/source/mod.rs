@@ -16,7 +16,7 @@ mod lvm;
 pub mod memory;
 pub mod reflink;
 mod thick;
-mod thin;
+pub(crate) mod thin;
 pub mod thin_metadata;
 mod thin_slot;
 pub mod zfs_stream;

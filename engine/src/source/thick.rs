@@ -17,6 +17,9 @@ use crate::device::medium::MediumReader;
 use crate::host::dm::{self, SnapshotStatus};
 use crate::host::lvm::{self, Kind, Volume};
 
+/// What its changes are called.
+pub const KIND: &str = "lvm-cow";
+
 /// Keys of the proof.
 const VOLUME: &str = "volume";
 const SNAPSHOT: &str = "snapshot";
@@ -60,7 +63,7 @@ impl ThickSnapshot {
 
 impl ChangeSource for ThickSnapshot {
     fn kind(&self) -> &'static str {
-        "thick"
+        KIND
     }
 
     fn proof(&self) -> Proof {

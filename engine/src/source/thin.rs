@@ -21,11 +21,14 @@ use crate::host::lvm::{self, Kind, Volume};
 use crate::io::buffer::BufferPool;
 use crate::options::IoEngine;
 
+/// What its changes are called.
+pub const KIND: &str = "dm-thin";
+
 /// Keys of the proof.
 const VOLUME: &str = "volume";
 const SNAPSHOT: &str = "snapshot";
 /// For who creates a volume like it.
-const POOL: &str = "pool";
+pub const POOL: &str = "pool";
 const POOL_UUID: &str = "pool_uuid";
 const THIN_ID: &str = "thin_id";
 const CREATION_TIME: &str = "creation_time";
@@ -173,7 +176,7 @@ impl ThinSnapshot {
 
 impl ChangeSource for ThinSnapshot {
     fn kind(&self) -> &'static str {
-        "thin"
+        KIND
     }
 
     fn proof(&self) -> Proof {
