@@ -194,21 +194,8 @@ impl Volume {
         })?;
         self.is_cloned = true;
         zfs::clone(&snapshot.name, &clone, run)?;
-        let path = device_of(&clone)?;
-        let device = open_source(&path)?;
-        let opened = || -> std::io::Result<bool> {
-            let len = ioctl::block_device_len(device.file())?;
-            Ok(ioctl::zvol_name(device.file())? == clone && Some(len) == snapshot.size)
-        };
-        match opened() {
-            Ok(true) => Ok(Opened { snapshot, device }),
-            Ok(false) => {
-                Err(Error::new(ErrorKind::SourceUnusable, "this is not the clone's device")
-                    .on(path.display().to_string())
-                    .because(format!("{clone} was to be found there")))
-            }
-            Err(error) => Err(Error::io("cannot ask a device", path.display().to_string(), error)),
-        }
+        let device = device_of(&clone, snapshot.size)?;
+        Ok(Opened { snapshot, device })
     }
 
     /// Takes away what was made in this run and not handed out.
@@ -261,20 +248,34 @@ struct Opened {
     device: FileDevice,
 }
 
-/// Where the device of a volume that was made a moment ago is.
-fn device_of(volume: &str) -> Result<PathBuf> {
+/// The device of a volume of so many bytes that was made a moment ago, once it is there: its name in
+/// `/dev` may come, go and come again while udev looks at it.
+fn device_of(volume: &str, size: Option<u64>) -> Result<FileDevice> {
     let path = device_path(volume);
     let end = Instant::now() + DEVICE_PATIENCE;
-    while !path.exists() {
-        if Instant::now() > end {
-            return Err(Error::new(ErrorKind::SourceUnusable, "a snapshot has no device")
-                .on(path.display().to_string())
-                .because(format!("it did not appear within {} s", DEVICE_PATIENCE.as_secs()))
-                .hint("is udev running, with the rules of ZFS?"));
+    loop {
+        let is_late = Instant::now() >= end;
+        match open_source(&path) {
+            Ok(device) if is_device_of(&device, volume, size) => return Ok(device),
+            Err(error)
+                if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::SourceUnusable) =>
+            {
+                return Err(error);
+            }
+            _ if is_late => break,
+            _ => thread::sleep(NAP),
         }
-        thread::sleep(NAP);
     }
-    Ok(path)
+    Err(Error::new(ErrorKind::SourceUnusable, "a snapshot has no device")
+        .on(path.display().to_string())
+        .because(format!("it did not appear within {} s", DEVICE_PATIENCE.as_secs()))
+        .hint("is udev running, with the rules of ZFS?"))
+}
+
+fn is_device_of(device: &FileDevice, volume: &str, size: Option<u64>) -> bool {
+    let name = ioctl::zvol_name(device.file());
+    let len = ioctl::block_device_len(device.file());
+    matches!((name, len), (Ok(name), Ok(len)) if name == volume && Some(len) == size)
 }
 
 /// All volumes of ZFS in a request.
