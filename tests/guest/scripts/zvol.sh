@@ -6,7 +6,7 @@
 seed=${SEED:-$RANDOM$RANDOM}
 RANDOM=$seed
 step "SEED=$seed"
-readonly BACKUPS=11 MIB=2048 # sectors
+readonly BACKUPS=10 MIB=2048 # sectors
 
 modprobe zfs
 zpool create -o cachefile=none tank "$D0"
