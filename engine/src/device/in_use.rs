@@ -14,7 +14,7 @@ use nix::libc;
 use super::file::FileIdentity;
 use super::loops::{self, Loop};
 use super::node::Node;
-use super::sysfs;
+use super::{mounts, sysfs};
 use crate::io::ioctl;
 
 /// QEMU's lock bytes (`block/file-posix.c`): permissions held, at 100 plus the permission's bit.
@@ -116,27 +116,11 @@ pub(super) fn by_qemu(file: &File) -> Option<Use> {
 
 fn mounted(nodes: &[Node]) -> Option<Use> {
     let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let place = mount_of(&table, nodes)?;
+    let mount = mounts::parse(&table).find(|mount| mount.is_from(nodes))?;
     Some(Use::new(
-        format!("it is mounted at {place}"),
+        format!("it is mounted at {}", mount.at.display()),
         "unmount it (`umount`), or choose another target",
     ))
-}
-
-/// Where one of `nodes` is mounted, by `mountinfo` (`proc_pid_mountinfo(5)`): by device number,
-/// and by source path for file systems that have a number of their own, such as btrfs.
-fn mount_of(table: &str, nodes: &[Node]) -> Option<String> {
-    table.lines().find_map(|line| {
-        let (left, right) = line.split_once(" - ")?;
-        let mut fields = left.split(' ');
-        let number = sysfs::parse_number(fields.nth(2)?)?;
-        let place = fields.nth(1)?;
-        let source = right.split(' ').nth(1)?;
-        let matches = nodes.contains(&Node::Block(number))
-            || block_device(Path::new(&sysfs::unescape(source)))
-                .is_some_and(|source| nodes.contains(&source));
-        matches.then(|| sysfs::unescape(place))
-    })
 }
 
 fn swapped(nodes: &[Node]) -> Option<Use> {
@@ -218,32 +202,9 @@ fn is_writable(pid: u32, descriptor: &Path) -> bool {
     flags.is_none_or(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY)
 }
 
-fn block_device(path: &Path) -> Option<Node> {
-    if !path.is_absolute() {
-        return None;
-    }
-    Some(Node::of(&fs::metadata(path).ok()?)).filter(|node| node.block_number().is_some())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const TABLE: &str = "\
-22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
-30 22 0:26 / /mnt/with\\040space rw - btrfs /dev/does-not-exist rw
-31 22 7:3 / /mnt/loop rw,relatime - ext4 /dev/loop3 rw
-";
-
-    #[test]
-    fn mounts_are_found_by_number() {
-        let other = Node::Block(1);
-        let loop3 = Node::Block(sysfs::parse_number("7:3").unwrap());
-        assert_eq!(mount_of(TABLE, &[other, loop3]).as_deref(), Some("/mnt/loop"));
-        assert_eq!(mount_of(TABLE, &[other]), None);
-        let anonymous = Node::Block(sysfs::parse_number("0:26").unwrap());
-        assert_eq!(mount_of(TABLE, &[anonymous]).as_deref(), Some("/mnt/with space"));
-    }
 
     #[test]
     fn what_cannot_be_looked_at_may_be_in_use() {
@@ -252,10 +213,5 @@ mod tests {
         }
         let blind = cannot_tell(Path::new("/proc/self/no-such-table")).unwrap();
         assert!(blind.words.contains("/proc/self/no-such-table: No such file"), "{}", blind.words);
-    }
-
-    #[test]
-    fn nonsense_in_the_mount_table_is_passed_over() {
-        assert_eq!(mount_of("\n - \n1 2 3 - 4\n", &[Node::Block(1)]), None);
     }
 }

@@ -17,6 +17,7 @@ mod in_use;
 pub(crate) mod loops;
 pub(crate) mod medium;
 pub mod memory;
+pub(crate) mod mounts;
 mod node;
 pub mod open;
 pub mod queue;

@@ -55,6 +55,23 @@ pub(super) fn holders(number: DeviceNumber) -> Vec<String> {
     entries(&directory.join("holders")).map(|path| device_words(&path)).collect()
 }
 
+/// The device, its partitions, and whatever stands on them (dm, md, bcache), all the way up.
+pub(super) fn standing_on(number: DeviceNumber) -> Vec<DeviceNumber> {
+    let mut standing = vec![number];
+    let mut next = 0;
+    while let Some(number) = standing.get(next).copied() {
+        next += 1;
+        let Some(directory) = directory(number) else { continue };
+        let holders = entries(&directory.join("holders")).filter_map(|path| number_of(&path));
+        for above in partitions(&directory).chain(holders) {
+            if !standing.contains(&above) {
+                standing.push(above);
+            }
+        }
+    }
+    standing
+}
+
 /// The devices that this one (dm, md, bcache) stands on.
 pub(super) fn slaves(number: DeviceNumber) -> Vec<DeviceNumber> {
     let directory = directory(number);

@@ -2,6 +2,7 @@
 
 pub mod command;
 pub mod dm;
+pub mod freeze;
 pub mod lock;
 pub mod lvm;
 pub mod zfs;

@@ -9,6 +9,7 @@ mod contracts;
 mod devices;
 mod faults;
 mod flow;
+mod freeze;
 mod interfaces;
 mod json;
 mod kills;
