@@ -32,7 +32,12 @@ pub fn run(
 ) -> Result<BackupReport, Failed<BackupReport>> {
     let started = Instant::now();
     plan::check_request(request)?;
-    let held = hold(&request.sources, &request.holding, &*context.observer, &context.cancel)?;
+    let archive = match &request.archive {
+        ArchiveHome::File(path) => std::slice::from_ref(path),
+        ArchiveHome::Stdout => &[],
+    };
+    let (observer, cancel) = (&*context.observer, &context.cancel);
+    let held = hold(&request.sources, &request.holding, archive, observer, cancel)?;
     let outcome = run_held(request, &held, context, started);
     let is_committed = matches!(&outcome, Ok(report) if report.snapshot.is_some());
     // A base serves the next backup into the same archive: a pipe's is elsewhere.

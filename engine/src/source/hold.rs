@@ -11,7 +11,7 @@
 //! snapshot was read, and the next backup looks for exactly that one. So a crash between the commit
 //! and [`Hold::keep`] loses nothing: the snapshot that still lies there is the base.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread::Scope;
 use std::time::Duration;
@@ -19,13 +19,16 @@ use std::time::Duration;
 use super::{View, file, lvm, reflink, zvol};
 use crate::cancel::Cancel;
 use crate::device::file::FileIdentity;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+use crate::host::freeze::{self, Freeze};
 use crate::observe::Observer;
 use crate::options::{Holding, Place, SnapshotUse, SourceRequest};
 use crate::threads;
 
 /// How often what can become worthless is looked at.
 const WATCH: Duration = Duration::from_secs(1);
+/// How long applications and file systems may be at rest: snapshots take moments.
+const FROZEN_MAX: Duration = Duration::from_secs(60);
 /// How often the watcher looks whether it may go.
 const NAP: Duration = Duration::from_millis(20);
 
@@ -43,6 +46,12 @@ pub struct Wanted {
 /// All volumes of one kind in a request, on their way to being held still. Made by the kind's
 /// `prepare`, which takes its locks and refuses what cannot work.
 pub trait Capture: Send {
+    /// Numbers (`st_rdev`) of block devices whose file systems, as far as they are mounted, are frozen
+    /// while the snapshots are made; none where the kind freezes them by itself.
+    fn freezes(&self) -> Vec<u64> {
+        Vec::new()
+    }
+
     /// Makes the snapshots, in one transaction where the kind has those.
     ///
     /// # Errors
@@ -124,19 +133,22 @@ enum Kind {
 }
 
 /// Finds out what the sources are and holds them still, all at one instant as far as their kinds
-/// can.
+/// can. `needed` are paths that are written to meanwhile: their file systems are not frozen.
 ///
 /// # Errors
 /// Names the volume and what is in the way; nothing is left of what was made, or the error says so.
 pub fn hold(
     sources: &[SourceRequest],
     holding: &Holding,
+    needed: &[PathBuf],
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<HeldVolumes> {
     let mut captures: Vec<Box<dyn Capture>> = Vec::new();
     let mut held = Vec::new();
-    let outcome = captured(sources, holding, cancel, &mut captures, &mut held);
+    let outcome = prepare(sources, holding, cancel, &mut captures, &mut held)
+        .and_then(|()| take(&mut captures, holding, needed, observer, cancel))
+        .and_then(|()| open(&mut captures, cancel, &mut held));
     if let Err(error) = outcome {
         for (_, Held { view, hold, .. }) in held {
             // What is open cannot be taken away.
@@ -159,7 +171,7 @@ pub fn hold(
     Ok(volumes)
 }
 
-fn captured(
+fn prepare(
     sources: &[SourceRequest],
     holding: &Holding,
     cancel: &Cancel,
@@ -184,10 +196,44 @@ fn captured(
             Kind::Lvm => captures.push(lvm::prepare(wishes, holding, cancel)?),
         }
     }
-    for capture in &mut *captures {
-        cancel.check()?;
-        capture.take()?;
+    Ok(())
+}
+
+/// Makes all snapshots, while everything rests.
+fn take(
+    captures: &mut [Box<dyn Capture>],
+    holding: &Holding,
+    needed: &[PathBuf],
+    observer: &dyn Observer,
+    cancel: &Cancel,
+) -> Result<()> {
+    let has_commands = holding.freeze.is_some() || holding.thaw.is_some();
+    if captures.is_empty() && has_commands {
+        let message = "there is nothing to freeze for: no volume is held still by a snapshot";
+        return Err(Error::new(ErrorKind::InvalidRequest, message)
+            .hint("leave --freeze and --thaw out, and stop what writes while it is read"));
     }
+    let devices = captures.iter().flat_map(|capture| capture.freezes()).collect();
+    let freeze = Freeze {
+        command: holding.freeze.clone(),
+        thaw: holding.thaw.clone(),
+        devices: if holding.freeze_mounted { devices } else { Vec::new() },
+        needed: holding.state_dir.iter().chain(needed).cloned().collect(),
+        longest: FROZEN_MAX,
+    };
+    freeze::during(&freeze, observer, cancel, || {
+        captures.iter_mut().try_for_each(|capture| {
+            cancel.check()?;
+            capture.take()
+        })
+    })
+}
+
+fn open(
+    captures: &mut [Box<dyn Capture>],
+    cancel: &Cancel,
+    held: &mut Vec<(usize, Held)>,
+) -> Result<()> {
     for capture in captures {
         cancel.check()?;
         held.extend(capture.open()?);

@@ -286,6 +286,11 @@ struct Zvols {
 }
 
 impl Capture for Zvols {
+    fn freezes(&self) -> Vec<u64> {
+        let number = |volume: &Volume| std::fs::metadata(device_path(&volume.name)).ok();
+        self.volumes.iter().filter_map(number).map(|data| data.rdev()).collect()
+    }
+
     fn take(&mut self) -> Result<()> {
         let run = &self.run;
         let pool = |volume: &Volume| volume.pool_guid;
