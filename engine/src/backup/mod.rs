@@ -7,6 +7,7 @@ mod stream;
 mod work;
 pub(crate) mod write;
 
+use std::path::PathBuf;
 use std::thread;
 use std::time::Instant;
 
@@ -14,7 +15,7 @@ use crate::cancel::Cancel;
 use crate::device::file::FileIdentity;
 use crate::error::{Failed, Result};
 use crate::io_engine;
-use crate::options::{ArchiveHome, BackupRequest, Context};
+use crate::options::{ArchiveHome, BackupRequest, Context, Place};
 use crate::report::BackupReport;
 use crate::source::View;
 use crate::source::hold::{self, HeldVolumes, hold};
@@ -32,12 +33,8 @@ pub fn run(
 ) -> Result<BackupReport, Failed<BackupReport>> {
     let started = Instant::now();
     plan::check_request(request)?;
-    let archive = match &request.archive {
-        ArchiveHome::File(path) => std::slice::from_ref(path),
-        ArchiveHome::Stdout => &[],
-    };
     let (observer, cancel) = (&*context.observer, &context.cancel);
-    let held = hold(&request.sources, &request.holding, archive, observer, cancel)?;
+    let held = hold(&request.sources, &request.holding, &written(request), observer, cancel)?;
     let outcome = run_held(request, &held, context, started);
     let is_committed = matches!(&outcome, Ok(report) if report.snapshot.is_some());
     // A base serves the next backup into the same archive: a pipe's is elsewhere.
@@ -63,6 +60,20 @@ pub fn run(
             Err(failed)
         }
     }
+}
+
+/// Where the backup writes to while its volumes are held still: what is made there would wait for
+/// ever on a file system that is frozen. A copy of a file is made beside it.
+fn written(request: &BackupRequest) -> Vec<PathBuf> {
+    let sources = request.sources.iter().filter_map(|source| match &source.place {
+        Place::Path(path) => Some(path.clone()),
+        Place::Lvm { .. } | Place::Zfs(_) => None,
+    });
+    let archive = match &request.archive {
+        ArchiveHome::File(path) => Some(path.clone()),
+        ArchiveHome::Stdout => None,
+    };
+    sources.chain(archive).collect()
 }
 
 /// Runs it while somebody watches what can become worthless.
