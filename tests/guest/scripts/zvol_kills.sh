@@ -6,7 +6,7 @@ modprobe zfs
 zpool create -o cachefile=none tank "$D0"
 zfs create -s -b 16K -V 16M tank/vol
 udevadm settle
-sectors write /dev/zvol/tank/vol 1 1 0 4096
+sectors write /dev/zvol/tank/vol 1 1 0 24576
 
 # until_sending: the run is in the middle of the stream.
 until_sending() {
@@ -43,7 +43,7 @@ only_bookmarks tank/vol
 
 for signal in KILL INT TERM; do
     step "SIG$signal in an incremental one"
-    sectors write /dev/zvol/tank/vol 1 2 8192 8192
+    sectors write /dev/zvol/tank/vol 1 2 8192 12288
     start voltar backup disk=zfs:tank/vol a.voltar --limit 200K
     until_sending
     kill -$signal "$run"
@@ -62,7 +62,7 @@ for signal in KILL INT TERM; do
 done
 
 step 'two at once'
-sectors write /dev/zvol/tank/vol 1 4 8192 8192
+sectors write /dev/zvol/tank/vol 1 4 8192 12288
 start voltar backup disk=zfs:tank/vol a.voltar --limit 200K
 until_sending
 expect 7 voltar backup disk=zfs:tank/vol b.voltar
