@@ -1,0 +1,35 @@
+//! Logical volumes that are held still by snapshots, and known by what LVM keeps about them.
+
+use voltar_tests::guest::{Disk, run};
+
+use crate::SECTORS;
+
+/// Runs a script with one disk for LVM.
+fn on_one_disk(test: &str, script: &str) {
+    run(test, script, &[Disk::Blank(200)], SECTORS);
+}
+
+#[test]
+fn a_chain_of_a_thin_volume_comes_back() {
+    on_one_disk("a_chain_of_a_thin_volume_comes_back", "lvm_thin_chain");
+}
+
+#[test]
+fn a_chain_of_a_thick_volume_comes_back() {
+    on_one_disk("a_chain_of_a_thick_volume_comes_back", "lvm_thick_chain");
+}
+
+#[test]
+fn killed_backups_of_thin_volumes_leave_nothing() {
+    on_one_disk("killed_backups_of_thin_volumes_leave_nothing", "lvm_kills");
+}
+
+#[test]
+fn a_base_that_is_not_what_it_was_is_not_used() {
+    on_one_disk("a_base_that_is_not_what_it_was_is_not_used", "lvm_bases");
+}
+
+#[test]
+fn a_thick_snapshot_that_runs_full_fails_loudly() {
+    on_one_disk("a_thick_snapshot_that_runs_full_fails_loudly", "lvm_full");
+}
