@@ -1,9 +1,10 @@
 //! Runs scripts in the test guest (`tests/guest`): a virtual machine with device mapper, LVM and
 //! ZFS, made of Debian packages, with the voltar of this tree in it.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use crate::command::{program, root};
 use crate::skip::skip;
@@ -14,8 +15,30 @@ const SECONDS_MAX: u32 = 900;
 /// The status by which `run.sh` says that no guest can be had here.
 const NO_GUEST: i32 = 77;
 
-/// One guest takes all the processors that there are.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+/// How many guests run at once. A script keeps one processor busy, and a guest takes 1 GiB.
+static RUNNING: Mutex<usize> = Mutex::new(0);
+static ENDED: Condvar = Condvar::new();
+const RUNNING_MAX: usize = 4;
+
+/// Leave to run a guest, given back when dropped.
+struct Turn;
+
+impl Turn {
+    fn wait() -> Turn {
+        let count = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_full = |running: &mut usize| *running >= count.min(RUNNING_MAX);
+        *ENDED.wait_while(running, is_full).unwrap_or_else(PoisonError::into_inner) += 1;
+        Turn
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        ENDED.notify_one();
+    }
+}
 
 /// A disk of the guest.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +56,7 @@ pub enum Disk<'a> {
 /// # Panics
 /// If the script fails, or ends without having checked anything.
 pub fn run(test: &str, name: &str, disks: &[Disk<'_>], tool: &str) -> Option<String> {
-    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = Turn::wait();
     let folder = root().join("tests/guest");
     let mut command = Command::new(folder.join("run.sh"));
     command.args(["-t", &SECONDS_MAX.to_string(), "-b", tool, "-p"]).arg(folder.join("scripts"));

@@ -68,7 +68,8 @@ said() {
 holds() {
     local filter=$1
     shift
-    if ! jq -e "$@" "$filter" "$work/out" >"$work/verdict"; then
+    # Nothing at all would satisfy jq.
+    if [[ ! -s $work/out ]] || ! jq -e "$@" "$filter" "$work/out" >"$work/verdict"; then
         cat "$work/out"
         fail "not so: $filter"
     fi

@@ -39,7 +39,7 @@ degraded() {
 good() {
     check [ -s report ]
     cp report out
-    holds '.volumes[0].degraded == null and .volumes[0].change_source == "thin"'
+    holds '.volumes[0].degraded == null and .volumes[0].change_source == "dm-thin"'
     check [ "$(held)" = - ]
     check [ "$(ours)" = 1 ]
 }

@@ -4,6 +4,7 @@
 . "$(dirname "$0")/lib.sh"
 
 readonly MIB=1048576 CHUNK=65536
+declare -rA kinds=([thin]=dm-thin [thick]=lvm-cow)
 RANDOM=${VOLTAR_SEED:=$((10#$(date +%N) % 32768))}
 step "VOLTAR_SEED=$VOLTAR_SEED replays it"
 
@@ -78,7 +79,7 @@ chain() {
         if ((number == 1)); then
             holds '.parent == null and .volumes[0].degraded == null'
         else
-            holds '.volumes[0].degraded == null and .volumes[0].change_source == $kind' --arg kind "$volume"
+            holds '.volumes[0].degraded == null and .volumes[0].change_source == $kind' --arg kind "${kinds[$volume]}"
             check [ "$read" -le $(((changed + 8) * CHUNK * 3 / 2 + 4 * MIB * (number == 5 || number == 9))) ]
         fi
         printf '%s %d: %d bytes read; changed %d, thin_delta %s\n' "$volume" "$number" "$read" \
