@@ -340,6 +340,31 @@ fn a_stream_that_breaks_or_lies_is_not_believed() {
 }
 
 #[test]
+fn what_a_broken_stream_brought_last_is_stored_when_it_is_read_again() {
+    // New to the archive, and more than the pipeline holds at once.
+    let bytes = noise(24 << 20);
+    for breaks_after in [100, 150, 160, 170, 180, 190] {
+        let home = home();
+        let broken = Streaming { breaks_after, ..Streaming::new(&[], &bytes, 128 << 10) };
+        let report = streamed(&home, broken);
+        assert_eq!((report.volumes[0].read_bytes, report.warnings.len()), (24 << 20, 1));
+    }
+}
+
+/// No two chunks alike, and nothing to compress.
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 88_172_645_463_325_252u64;
+    std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    })
+    .take(len)
+    .collect()
+}
+
+#[test]
 fn without_a_base_a_stream_tells_everything() {
     let home = home();
     let mut old = content(1 << 20, 1);

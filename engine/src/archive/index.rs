@@ -459,6 +459,15 @@ impl Fresh {
         self.len() == 0
     }
 
+    /// Forgets the claims of those who will not store what they claimed any more: of a pipeline that
+    /// failed, once all its threads are gone.
+    pub fn forget_claims(&self) {
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            shard.retain(|_, place| place.is_some());
+        }
+    }
+
     /// Takes out all items that have been written, as index entries in ascending order.
     pub fn drain_placed(&self) -> Vec<IndexEntry> {
         let mut entries = Vec::with_capacity(self.len());
@@ -504,6 +513,11 @@ impl Known {
     #[must_use]
     pub fn since(self, since: LogOffset) -> Known {
         Known { since, ..self }
+    }
+
+    /// See [`Fresh::forget_claims`].
+    pub fn forget_claims(&self) {
+        self.fresh.forget_claims();
     }
 
     /// Whether what was there before is taken for whole.

@@ -62,6 +62,15 @@ pub fn run(
     }
 }
 
+/// Raises a flag when dropped.
+struct Raise<'a>(&'a Cancel);
+
+impl Drop for Raise<'_> {
+    fn drop(&mut self) {
+        self.0.raise();
+    }
+}
+
 /// Where the backup writes to while its volumes are held still: what is made there would wait for
 /// ever on a file system that is frozen. A copy of a file is made beside it.
 fn written(request: &BackupRequest) -> Vec<PathBuf> {
@@ -85,6 +94,8 @@ fn run_held(
 ) -> Result<BackupReport, Failed<BackupReport>> {
     let done = Cancel::new();
     thread::scope(|scope| {
+        // A panic is to reach the user, not to wait for a watcher that waits for it.
+        let _ends = Raise(&done);
         let watcher = held.watch(scope, &done, &context.cancel)?;
         let outcome = run_views(request, &held.views, &held.identities, held, context, started);
         done.raise();

@@ -304,6 +304,8 @@ pub struct VolumePlan {
     /// Gapless steps from the first chunk to the last, if a change source said so; `None`: read
     /// everything that is no hole.
     pub steps: Option<Vec<Step>>,
+    /// Whether what the device calls a hole is taken for one: not where it is a liar who says so.
+    pub trusts_holes: bool,
     /// Whether the change source is to be asked for a stream when the volume's turn comes.
     pub streams: bool,
     /// Who told what changed.
@@ -338,6 +340,7 @@ pub fn volume(request: &BackupRequest, view: &View, parent: Option<Parent>) -> R
         shape,
         parent: kept_parent,
         steps: None,
+        trusts_holes: true,
         streams: false,
         change_source: "none".into(),
         proof: Proof::new(),
@@ -369,13 +372,14 @@ pub fn check_kinds(request: &BackupRequest, views: &[View]) -> Result<()> {
 }
 
 fn ask_change_source(request: &BackupRequest, view: &View, plan: &mut VolumePlan) -> Result<()> {
+    let Some(source) = &view.change_source else { return Ok(()) };
+    // Whoever asks nobody today leaves a base all the same.
+    plan.proof = source.proof();
     let insisted = match &request.changes {
         Changes::Full => return Ok(()),
         Changes::Auto => false,
         Changes::Kind(_) => true,
     };
-    let Some(source) = &view.change_source else { return Ok(()) };
-    plan.proof = source.proof();
     if request.dedup == Dedup::Off {
         let message = "a change source spares reading what is to be stored again";
         return match insisted {

@@ -189,7 +189,10 @@ impl<'s, 'f> Reader<'s, 'f> {
         match step.action {
             Action::Keep => self.send_now(Item::Keep(step.chunks.clone())),
             Action::Zero => self.zero(step.chunks.clone()),
-            Action::Read => self.read_around_holes(step.chunks.clone()),
+            Action::Read if self.source.plan.trusts_holes => {
+                self.read_around_holes(step.chunks.clone())
+            }
+            Action::Read => self.read(step.chunks.clone()),
         }
     }
 

@@ -306,6 +306,8 @@ impl<'a> Backup<'a> {
         let kind = view.change_source.as_ref().map_or("stream", |source| source.kind());
         match (pumped, lost.take()) {
             (Ok(()), _) => {}
+            // Nothing more is to be written behind a write that failed.
+            (Err(error), _) if self.sink_failed => return Err(error),
             (Err(_), Some(why)) => {
                 self.distrust(number, format!("{kind}: {why}; everything was read"));
                 return self.start_over(view);
@@ -342,6 +344,8 @@ impl<'a> Backup<'a> {
     /// Before a volume is read from its first byte again.
     fn start_over(&self, view: &View) -> Result<Option<VolumeWriter>> {
         self.context.cancel.check()?;
+        // Workers claimed chunks that never came to be stored.
+        self.known.forget_claims();
         self.context.observer.phase(Phase::Read, Some(view.size));
         Ok(None)
     }
@@ -498,6 +502,7 @@ impl<'a> Backup<'a> {
     fn distrust(&mut self, number: usize, why: String) {
         let plan = &mut self.plans[number];
         plan.change_source = "none".into();
+        plan.trusts_holes = false;
         plan.degraded = Some(why.clone());
         self.warn(why);
     }

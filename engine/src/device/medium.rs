@@ -59,7 +59,9 @@ impl MediumReader {
     pub fn read_at(&mut self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
         let mut done = 0;
         while done < bytes.len() {
-            let at = offset.checked_add(done as u64).ok_or(io::ErrorKind::UnexpectedEof)?;
+            // No file reaches where the kernel cannot count: some file systems call that invalid.
+            let at = offset.checked_add(done as u64).filter(|at| i64::try_from(*at).is_ok());
+            let at = at.ok_or(io::ErrorKind::UnexpectedEof)?;
             let start = at / self.window_len as u64 * self.window_len as u64;
             let window = self.window(start)?;
             let from = window.get((at - start) as usize..).unwrap_or_default();

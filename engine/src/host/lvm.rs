@@ -36,6 +36,8 @@ const UUID_LEN: usize = 32;
 pub struct Volume {
     /// Its volume group's name.
     pub group: String,
+    /// Its volume group's identity.
+    pub group_uuid: String,
     /// Its name.
     pub name: String,
     /// Its identity, which outlives both.
@@ -97,9 +99,22 @@ impl Volume {
         dm::path_of(&self.dm_name())
     }
 
+    /// Whether voltar made it, and nobody made it his own since: it can still not be written to, and
+    /// has the name that it was given.
+    pub fn is_ours(&self) -> bool {
+        let number = self.name.rsplit_once(INFIX).map_or("", |(_, number)| number);
+        let is_named = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+        self.has_tag(TAG) && !self.is_writable && is_named
+    }
+
+    /// Its identity and its group's: a clone of a group has volumes of the same identity.
+    pub fn identity(&self) -> String {
+        format!("{}/{}", self.group_uuid, self.uuid)
+    }
+
     /// Whether voltar made it, as a snapshot of the volume with this identity.
     pub fn is_ours_of(&self, origin_uuid: &str) -> bool {
-        self.has_tag(TAG) && !origin_uuid.is_empty() && self.origin_uuid == origin_uuid
+        self.is_ours() && !origin_uuid.is_empty() && self.origin_uuid == origin_uuid
     }
 
     /// Whether it carries `tag`.
@@ -119,7 +134,7 @@ struct Report {
     lv: Vec<HashMap<String, String>>,
 }
 
-const FIELDS: &str = "vg_name,lv_name,lv_uuid,lv_size,lv_layout,lv_role,origin_uuid,pool_lv,\
+const FIELDS: &str = "vg_name,vg_uuid,lv_name,lv_uuid,lv_size,lv_layout,lv_role,origin_uuid,pool_lv,\
                       pool_lv_uuid,thin_id,lv_permissions,lv_active,lv_merging,lv_tags";
 
 /// The volumes of a group, or of all of them; internal ones as well.
@@ -138,14 +153,39 @@ pub fn volumes(group: Option<&str>) -> Result<Vec<Volume>> {
     parse(&answer)
 }
 
-/// The names of a group's thin pools.
+/// A thin pool of a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ThinPool {
+    /// Its name.
+    pub name: String,
+    /// Whether a block that is mapped reads as zeroes where nothing was written to it yet.
+    pub zeroes: bool,
+}
+
+/// A group's thin pools.
 ///
 /// # Errors
 /// Of the tool.
-pub fn thin_pools(group: &str) -> Result<Vec<String>> {
-    let tool = Tool::new("lvs").args(["--noheadings", "-o", "lv_name", "-S", "segtype=thin-pool"]);
-    let names = tool.arg(group).answer()?;
-    Ok(names.lines().map(|name| name.trim().to_owned()).collect())
+pub fn thin_pools(group: &str) -> Result<Vec<ThinPool>> {
+    let tool = Tool::new("lvs").args(["--noheadings", "--binary", "--separator", ","]);
+    let tool = tool.args(["-o", "lv_name,zero", "-S", "segtype=thin-pool"]);
+    let pools = tool.arg(group).answer()?;
+    let pool = |line: &str| {
+        let (name, zero) = line.trim().split_once(',')?;
+        Some(ThinPool { name: name.to_owned(), zeroes: zero == "1" })
+    };
+    Ok(pools.lines().filter_map(pool).collect())
+}
+
+/// A digest of where a volume lies: other bytes may stand where it was moved or grew back.
+///
+/// # Errors
+/// Of the tool.
+pub fn layout(volume: &Volume) -> Result<String> {
+    let tool =
+        Tool::new("lvs").args(["--noheadings", "--segments", "-o", "seg_start,seg_pe_ranges"]);
+    let answer = tool.arg(volume.full_name()).answer()?;
+    Ok(blake3::hash(answer.as_bytes()).to_hex().to_string())
 }
 
 fn parse(answer: &str) -> Result<Vec<Volume>> {
@@ -184,6 +224,7 @@ fn volume_of(row: &HashMap<String, String>) -> Option<Volume> {
     let tags = field("lv_tags")?.split(',').filter(|tag| !tag.is_empty());
     Some(Volume {
         group: field("vg_name")?.to_owned(),
+        group_uuid: field("vg_uuid")?.to_owned(),
         name: bare(field("lv_name")?).to_owned(),
         uuid: field("lv_uuid")?.to_owned(),
         size: field("lv_size")?.parse().ok()?,
@@ -216,8 +257,8 @@ fn missing(label: &str) -> Error {
         .hint("`lvs` lists them")
 }
 
-/// The identity of the volume whose device `path` leads to; `None` if it is not one of LVM. The
-/// devices that volumes consist of are not any volume's.
+/// The identities of group and volume whose device `path` leads to, as [`Volume::identity`]; `None` if
+/// it is not one of LVM. The devices that volumes consist of are not any volume's.
 pub fn uuid_of_device(path: &Path) -> Option<String> {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
     let metadata = fs::metadata(path).ok().filter(|node| node.file_type().is_block_device())?;
@@ -226,27 +267,32 @@ pub fn uuid_of_device(path: &Path) -> Option<String> {
     uuid_of_mapping(fs::read_to_string(place).ok()?.trim())
 }
 
-/// The volume's identity in the name that its mapping has for the kernel, with LVM's dashes.
+/// The identities in the name that a volume's mapping has for the kernel, with LVM's dashes.
 fn uuid_of_mapping(name: &str) -> Option<String> {
     let both = name.strip_prefix(UUID_PREFIX)?;
     if both.len() != 2 * UUID_LEN || !both.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         return None;
     }
-    let mut rest = &both[UUID_LEN..];
+    let (group, volume) = both.split_at(UUID_LEN);
+    Some(format!("{}/{}", dashed(group), dashed(volume)))
+}
+
+/// An identity of 32 characters as LVM writes it.
+fn dashed(mut rest: &str) -> String {
     let parts = [6, 4, 4, 4, 4, 4, 6].map(|len| {
         let (part, more) = rest.split_at(len);
         rest = more;
         part
     });
-    Some(parts.join("-"))
+    parts.join("-")
 }
 
-/// The volume with this identity, of all groups.
+/// The volume with this [identity](Volume::identity), of all groups.
 ///
 /// # Errors
 /// `NotFound`; of the tool.
-pub fn volume_of_device(path: &Path, uuid: &str) -> Result<Volume> {
-    let found = volumes(None)?.into_iter().find(|volume| volume.uuid == uuid);
+pub fn volume_of_device(path: &Path, identity: &str) -> Result<Volume> {
+    let found = volumes(None)?.into_iter().find(|volume| volume.identity() == identity);
     found.ok_or_else(|| missing(&path.display().to_string()))
 }
 
@@ -399,15 +445,19 @@ mod tests {
     }
 
     #[test]
-    fn only_what_carries_the_tag_and_the_origin_is_ours() {
+    fn only_what_carries_tag_and_origin_and_was_left_alone_is_ours() {
+        let (name, read_only) = (("lv_name", "v_voltar_1"), ("lv_permissions", "read-only"));
+        let (tagged, origin) = (("lv_tags", "x,voltar"), ("origin_uuid", "o"));
         let found = volumes_of(&[
-            &[("lv_uuid", "a"), ("lv_tags", "x,voltar"), ("origin_uuid", "o")],
-            &[("lv_uuid", "b"), ("lv_tags", "voltar-like"), ("origin_uuid", "o")],
-            &[("lv_uuid", "c"), ("lv_tags", "voltar")],
+            &[("lv_uuid", "a"), name, read_only, tagged, origin],
+            &[("lv_uuid", "b"), name, read_only, ("lv_tags", "voltar-like"), origin],
+            &[("lv_uuid", "c"), name, read_only, tagged],
+            &[("lv_uuid", "d"), name, ("lv_permissions", "writeable"), tagged, origin],
+            &[("lv_uuid", "e"), ("lv_name", "rescued"), read_only, tagged, origin],
         ])
         .unwrap();
         let ours: Vec<bool> = found.iter().map(|volume| volume.is_ours_of("o")).collect();
-        assert_eq!(ours, [true, false, false]);
+        assert_eq!(ours, [true, false, false, false, false]);
         assert!(!found[2].is_ours_of(""));
     }
 
@@ -417,7 +467,7 @@ mod tests {
         let volume = "abcdef0123456789ABCDEF0123uvwxyz";
         assert_eq!(
             uuid_of_mapping(&format!("LVM-{group}{volume}")).as_deref(),
-            Some("abcdef-0123-4567-89AB-CDEF-0123-uvwxyz")
+            Some("gggggg-gggg-gggg-gggg-gggg-gggg-gggggg/abcdef-0123-4567-89AB-CDEF-0123-uvwxyz")
         );
         for other in [
             format!("LVM-{group}{volume}-tpool"),

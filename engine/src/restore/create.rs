@@ -31,7 +31,7 @@ enum Kind {
     /// Fully allocated; holds what lay there before.
     Thick,
     /// In this thin pool.
-    Thin(String),
+    Thin(lvm::ThinPool),
     /// A sparse zvol with blocks of so many bytes; `None` is the pool's default.
     Zvol(Option<u64>),
 }
@@ -92,16 +92,15 @@ fn find_lvm(
         };
     }
     let pools = lvm::thin_pools(group)?;
-    let has = |pool: &str| pools.iter().any(|name| name == pool);
-    let recorded = job.volume.proof.get(thin::POOL).filter(|pool| has(pool));
-    let kind = match &wishes.thin_pool {
-        Some(pool) if pool == "none" => Kind::Thick,
-        Some(pool) if has(pool) => Kind::Thin(pool.clone()),
-        Some(pool) => {
-            return Err(refused(place, format!("there is no thin pool {pool:?} in the group"))
-                .hint("`lvs` lists the pools; --thin-pool none makes a thick volume"));
-        }
-        None => recorded.map_or(Kind::Thick, |pool| Kind::Thin(pool.clone())),
+    let named = |name: &str| pools.iter().find(|pool| pool.name == name).cloned();
+    let recorded = job.volume.proof.get(thin::POOL).and_then(|name| named(name));
+    let kind = match wishes.thin_pool.as_deref() {
+        Some("none") => Kind::Thick,
+        Some(name) => Kind::Thin(named(name).ok_or_else(|| {
+            refused(place, format!("there is no thin pool {name:?} in the group"))
+                .hint("`lvs` lists the pools; --thin-pool none makes a thick volume")
+        })?),
+        None => recorded.map_or(Kind::Thick, Kind::Thin),
     };
     Ok(Found::Absent(NewVolume { place: place.clone(), kind, len: job.shape.size() }))
 }
@@ -135,7 +134,12 @@ impl NewVolume {
 
     /// Whether it reads as zeroes when it is new.
     pub fn is_blank(&self) -> bool {
-        !matches!(self.kind, Kind::Thick)
+        match &self.kind {
+            Kind::Thick => false,
+            // What a write leaves of a block is what lay there before, if the pool does not zero.
+            Kind::Thin(pool) => pool.zeroes,
+            Kind::Zvol(_) => true,
+        }
     }
 
     /// Creates it and waits for its device.
@@ -147,7 +151,7 @@ impl NewVolume {
         let tool = match (&self.place, &self.kind) {
             (Place::Lvm { group, volume }, Kind::Thin(pool)) => Tool::new("lvcreate")
                 .args(["--yes", "--virtualsize", &size, "--name", volume])
-                .args(["--thinpool", pool, group]),
+                .args(["--thinpool", &pool.name, group]),
             (Place::Lvm { group, volume }, _) => Tool::new("lvcreate")
                 .args(["--yes", "--wipesignatures", "y", "--size", &size])
                 .args(["--name", volume, group]),

@@ -100,8 +100,14 @@ pub fn prepare(
     let mut items = Vec::new();
     for wanted in wishes {
         let origin = find(&wanted.place)?;
-        let lock = Lock::take(&state, &format!("lvm {}", origin.uuid), Duration::ZERO, cancel)
-            .map_err(|error| error.on(origin.label()))?;
+        if items.iter().any(|item: &Item| item.origin.identity() == origin.identity()) {
+            return Err(Error::new(ErrorKind::InvalidRequest, "a volume is named twice")
+                .on(wanted.place.to_string())
+                .hint("name each volume once"));
+        }
+        let lock =
+            Lock::take(&state, &format!("lvm {}", origin.identity()), Duration::ZERO, cancel)
+                .map_err(|error| error.on(origin.label()))?;
         remove_temporary(&origin)?;
         let name = lvm::snapshot_name(&origin.name, &lvm::volumes(Some(&origin.group))?);
         items.push(Item { wanted, origin, name, is_made: false, lock: Some(lock) });
@@ -160,8 +166,10 @@ impl LvmCapture {
                 Err(why) => view.degraded = Some(why.0),
             }
         } else if is_kept {
-            let known = ThickSnapshot::new(&snapshot, &origin.uuid, view.size);
-            view.change_source = Some(Arc::new(known));
+            match ThickSnapshot::new(&snapshot, origin, view.size) {
+                Ok(known) => view.change_source = Some(Arc::new(known)),
+                Err(why) => view.degraded = Some(why.0),
+            }
         }
         let hold = LvmHold { origin: origin.clone(), snapshot, is_kept, lock: None };
         Ok((view, hold))

@@ -23,25 +23,41 @@ pub const KIND: &str = "lvm-cow";
 /// Keys of the proof.
 const VOLUME: &str = "volume";
 const SNAPSHOT: &str = "snapshot";
+const LAYOUT: &str = "layout";
 
 /// A snapshot of a thick volume that is to be kept as a base.
 #[derive(Debug)]
 pub struct ThickSnapshot {
     snapshot: Volume,
     origin_uuid: String,
+    /// A digest of where the origin lies.
+    layout: String,
     size: u64,
 }
 
 impl ThickSnapshot {
-    /// The snapshot `snapshot` of the volume `origin_uuid`; its `size` in bytes.
-    pub fn new(snapshot: &Volume, origin_uuid: &str, size: u64) -> Self {
-        ThickSnapshot { snapshot: snapshot.clone(), origin_uuid: origin_uuid.to_owned(), size }
+    /// The snapshot `snapshot` of the volume `origin`; its `size` in bytes.
+    ///
+    /// # Errors
+    /// `Degraded` if LVM does not say where the volume lies.
+    pub fn new(snapshot: &Volume, origin: &Volume, size: u64) -> Result<Self, Degraded> {
+        let layout = lvm::layout(origin)
+            .map_err(|error| degraded("LVM does not say where the volume lies", &error))?;
+        let (snapshot, origin_uuid) = (snapshot.clone(), origin.uuid.clone());
+        Ok(ThickSnapshot { snapshot, origin_uuid, layout, size })
     }
 
     /// The snapshot that the last backup read, if it is still there and stands still.
     fn base(&self, base: &Proof) -> Result<Volume, Degraded> {
+        if base.is_empty() {
+            return Err(Degraded("the last backup recorded no snapshot".into()));
+        }
         if base.get(VOLUME) != Some(&self.origin_uuid) {
             return Err(Degraded("the last backup was of another volume".into()));
+        }
+        // What a volume gains by growing back was never written through it.
+        if base.get(LAYOUT) != Some(&self.layout) {
+            return Err(Degraded("the volume was moved or resized since the last backup".into()));
         }
         let volumes = lvm::volumes(Some(&self.snapshot.group))
             .map_err(|error| degraded("LVM does not say which snapshots there are", &error))?;
@@ -67,7 +83,7 @@ impl ChangeSource for ThickSnapshot {
     }
 
     fn proof(&self) -> Proof {
-        [(VOLUME, &self.origin_uuid), (SNAPSHOT, &self.snapshot.uuid)]
+        [(VOLUME, &self.origin_uuid), (SNAPSHOT, &self.snapshot.uuid), (LAYOUT, &self.layout)]
             .map(|(key, value)| (key.to_owned(), value.clone()))
             .into()
     }

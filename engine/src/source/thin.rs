@@ -105,6 +105,9 @@ impl ThinSnapshot {
 
     /// Whether the snapshot that the last backup read is still there as it was.
     fn check_base(&self, base: &Proof) -> Result<(), Degraded> {
+        if base.is_empty() {
+            return Err(Degraded("the last backup recorded no snapshot".into()));
+        }
         for (key, now, what) in [
             (VOLUME, &self.origin_uuid, "the last backup was of another volume"),
             (POOL_UUID, &self.pool.uuid, "the volume is in another pool than at the last backup"),

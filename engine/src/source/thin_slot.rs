@@ -174,11 +174,12 @@ impl<'a> Slot<'a> {
         let note = self.lock.note().map_err(|error| degraded("a note cannot be read", &error))?;
         let note = note.as_deref().and_then(Note::read);
         let is_ours = match &note {
-            Some(note) if note.pool == self.pool.uuid => match note.root {
-                Some(noted) => noted == root,
-                // Whoever compares snapshots makes one first, which is a transaction.
-                None => self.transaction_of(root, cancel) == Some(note.transaction_id),
-            },
+            // A block that was freed may be another tool's by now; but whoever compares snapshots
+            // makes one first, which is a transaction.
+            Some(note) if note.pool == self.pool.uuid => {
+                note.root.is_none_or(|noted| noted == root)
+                    && self.transaction_of(root, cancel) == Some(note.transaction_id)
+            }
             _ => false,
         };
         if !is_ours {

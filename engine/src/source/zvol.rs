@@ -13,7 +13,7 @@ use std::fs::File;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::ChildStdout;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -326,12 +326,10 @@ impl Capture for Zvols {
 /// A volume whose snapshot and device are there.
 fn held(volume: Volume, opened: Opened, run: &str, keep: Keep) -> Held {
     let Opened { snapshot, device } = opened;
-    let asked = Arc::new(Mutex::new(None));
     let source = ZfsChanges {
         proof: proof_of(&volume, &snapshot),
         snapshot: snapshot.clone(),
         bases: volume.bases.clone(),
-        asked: Arc::clone(&asked),
     };
     let device = Arc::new(device);
     let origin = File::open(device_path(&volume.name));
@@ -351,7 +349,6 @@ fn held(volume: Volume, opened: Opened, run: &str, keep: Keep) -> Held {
         snapshot: snapshot.name,
         older: volume.ours,
         keep,
-        asked,
         _lock: volume.lock,
     };
     Held { view, identities, hold: Some(Box::new(hold)) }
@@ -379,8 +376,6 @@ struct ZvolHold {
     /// What earlier runs left.
     older: Vec<Dataset>,
     keep: Keep,
-    /// The guid of the snapshot since which changes were asked for.
-    asked: Arc<Mutex<Option<u64>>>,
     /// Until it is dropped nobody else works on the volume.
     _lock: Lock,
 }
@@ -394,18 +389,15 @@ impl Hold for ZvolHold {
         if self.keep != Keep::Snapshot {
             zfs::destroy(&self.snapshot)?;
         }
-        self.older.iter().try_for_each(|older| zfs::destroy(&older.name))
+        // One that cannot go (a clone of the user's stands on it) does not keep the others.
+        let destroy = |older: &Dataset| zfs::destroy(&older.name);
+        self.older.iter().map(destroy).fold(Ok(()), Result::and)
     }
 
     fn release(&mut self) -> Result<()> {
+        // What earlier runs left may be the base of this archive or of another: `keep` knows more.
         zfs::destroy(&self.clone)?;
-        zfs::destroy(&self.snapshot)?;
-        // A killed run's snapshot may be the base: its commit may have been durable.
-        let Some(base) = *self.asked.lock().unwrap_or_else(PoisonError::into_inner) else {
-            return Ok(());
-        };
-        let is_stale = |it: &&Dataset| it.kind == Kind::Snapshot && it.guid != base;
-        self.older.iter().filter(is_stale).try_for_each(|older| zfs::destroy(&older.name))
+        zfs::destroy(&self.snapshot)
     }
 }
 
@@ -415,7 +407,6 @@ struct ZfsChanges {
     proof: Proof,
     /// Bookmarks of the volume and snapshots of ours, as they were before this one.
     bases: Vec<Dataset>,
-    asked: Arc<Mutex<Option<u64>>>,
 }
 
 impl ZfsChanges {
@@ -429,7 +420,6 @@ impl ZfsChanges {
                 return Err(Degraded(format!("the parent was made from another {what}")));
             }
         }
-        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(guid);
         self.bases.iter().find(|base| base.guid == guid).ok_or_else(|| {
             Degraded(format!(
                 "the parent's snapshot (guid {guid}) is gone, and nothing here remembers it"
@@ -543,7 +533,6 @@ mod tests {
             snapshot: dataset("tank/new@now", Kind::Snapshot, None),
             proof: proof("5", "6", "7"),
             bases: vec![dataset("tank/new#whatever", Kind::Bookmark, None)],
-            asked: Arc::default(),
         };
         assert_eq!(source.base(&proof("5", "6", "1")).unwrap().name, "tank/new#whatever");
         let why = |proof: Proof| source.base(&proof).unwrap_err().0;

@@ -19,6 +19,8 @@ base=$(lvs --noheadings -o lv_name -S 'lv_tags=voltar' vg | tr -d ' ')
 lvchange -qq -prw "vg/$base"
 backup thin
 degraded 'made writable'
+# Whoever makes it his own keeps it.
+check lvremove -qq -y "vg/$base"
 backup thin
 good
 

@@ -80,6 +80,8 @@ start voltar backup disk=zfs:tank/vol a.voltar --limit 200K
 until_sending
 kill -INT "$run"
 ends 130
+# What a killed run left may be a base, which only a run that ends well can tell.
+expect 0 voltar backup disk=zfs:tank/vol a.voltar
 only_bookmarks tank/vol
 zpool export tank
 passed

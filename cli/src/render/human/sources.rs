@@ -68,7 +68,7 @@ mod tests {
         let report = SourcesReport { sources: vec![source], warnings: vec!["no zfs\n".into()] };
         assert_eq!(
             report.human(&view()),
-            "source               kind  size   changes from  kept here               trouble\n\
+            "source              kind   size  changes from  kept here               trouble\n\
              lvm:vg/da\\x1b[1mta  thin  8 GiB  dm-thin       snapshot data_voltar_1\n\
              note: no zfs\\n\n"
         );
