@@ -186,7 +186,7 @@ pub struct BackupArgs {
     /// Bound on the rate of reading, per second: `100M`
     #[arg(long, value_name = "RATE", value_parser = size::parse_rate, help_heading = "Resources")]
     pub limit: Option<u64>,
-    /// Do everything but write
+    /// Do everything but write to the archive; snapshots are made, and taken away again
     #[arg(long)]
     pub dry_run: bool,
     /// Resources.

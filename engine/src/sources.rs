@@ -5,6 +5,7 @@ use crate::host::{lvm, zfs};
 use crate::options::Context;
 use crate::report::{KeptSummary, SourceSummary, SourcesReport};
 use crate::source::{thin, zvol};
+use crate::words::with_causes;
 
 /// Asks the managers of volumes on this host. One that cannot be asked is a warning; one that is
 /// not installed has no volumes.
@@ -19,9 +20,8 @@ pub fn list(context: &Context) -> Result<SourcesReport> {
             Ok(sources) => report.sources.extend(sources),
             Err(error) if error.kind() == ErrorKind::Unsupported => {}
             Err(error) => {
-                let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-                let cause = cause.unwrap_or_default();
-                report.warnings.push(format!("{manager} cannot be asked: {error}{cause}"));
+                let why = with_causes(&error);
+                report.warnings.push(format!("{manager} cannot be asked: {why}"));
             }
         }
     }

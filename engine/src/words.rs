@@ -1,4 +1,4 @@
-//! Numbers in sentences.
+//! Numbers and causes in sentences.
 
 /// `1 extent`, `3 extents`.
 pub fn count(count: u64, noun: &str) -> String {
@@ -8,6 +8,17 @@ pub fn count(count: u64, noun: &str) -> String {
 /// `1 entry`, `3 entries`.
 pub fn counted(count: u64, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
+}
+
+/// An error with all its causes, for who prints one line.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        words = format!("{words}: {error}");
+        cause = error.source();
+    }
+    words
 }
 
 #[cfg(test)]

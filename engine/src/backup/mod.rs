@@ -40,23 +40,15 @@ pub fn run(
     // A base serves the next backup into the same archive: a pipe's is elsewhere.
     let is_kept = is_committed && request.archive != ArchiveHome::Stdout;
     let left = if is_kept { held.keep() } else { held.release() };
-    let warnings = left.iter().map(hold::left);
-    let warn = |report: &mut BackupReport| {
-        for warning in warnings {
-            context.observer.notice(&warning);
-            report.warnings.push(warning);
-        }
-    };
+    let warnings: Vec<String> = left.iter().map(hold::left).collect();
+    warnings.iter().for_each(|warning| context.observer.notice(warning));
     match outcome {
         Ok(mut report) => {
-            warn(&mut report);
+            report.warnings.extend(warnings);
             Ok(report)
         }
         Err(mut failed) => {
-            match &mut failed.report {
-                Some(report) => warn(report),
-                None => left.iter().for_each(|error| context.observer.notice(&hold::left(error))),
-            }
+            failed.report.iter_mut().for_each(|report| report.warnings.extend(warnings.clone()));
             Err(failed)
         }
     }

@@ -389,6 +389,17 @@ pub fn remove(snapshot: &Volume) -> Result<()> {
     })
 }
 
+/// Removes the volume of this name, which was created a moment ago.
+///
+/// # Errors
+/// Of the tool, if it is in use for longer than it may.
+pub fn remove_named(group: &str, name: &str) -> Result<()> {
+    patiently(|| {
+        let tool = Tool::new("lvremove").args(["--yes", &format!("{group}/{name}")]);
+        tool.answer().map(drop)
+    })
+}
+
 /// Tries until it works, or for too long.
 fn patiently(act: impl Fn() -> Result<()>) -> Result<()> {
     let end = Instant::now() + PATIENCE;

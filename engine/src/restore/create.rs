@@ -1,21 +1,15 @@
 //! New volumes for a restore: logical volumes and zvols, created as they were recorded or as was
 //! asked, and taken away again if not a byte of them was written.
 
-use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
 
 use super::job::Job;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::command::Tool;
 use crate::host::{lvm, zfs};
 use crate::options::{NewVolumes, Place};
+use crate::source::hold::device_path;
 use crate::source::{thin, zvol};
-
-/// How long a new volume's device may take to appear.
-const PATIENCE: Duration = Duration::from_secs(15);
-/// How often it is looked for.
-const NAP: Duration = Duration::from_millis(50);
 
 /// A volume of a manager that is not there yet, and can be created.
 #[derive(Clone, Debug)]
@@ -54,15 +48,6 @@ pub fn find(place: &Place, job: &Job, wishes: &NewVolumes) -> Result<Found> {
         Place::Path(_) => Ok(Found::Present(path)),
         Place::Lvm { group, volume } => find_lvm(place, group, volume, job, wishes),
         Place::Zfs(dataset) => find_zfs(place, dataset, job, wishes),
-    }
-}
-
-/// Where the volume's device is.
-pub fn device_path(place: &Place) -> PathBuf {
-    match place {
-        Place::Path(path) => path.clone(),
-        Place::Lvm { group, volume } => Path::new("/dev").join(group).join(volume),
-        Place::Zfs(dataset) => zvol::device_path(dataset),
     }
 }
 
@@ -107,16 +92,17 @@ fn find_lvm(
 
 fn find_zfs(place: &Place, dataset: &str, job: &Job, wishes: &NewVolumes) -> Result<Found> {
     let (parent, _) = dataset.rsplit_once('/').unwrap_or((dataset, ""));
-    let names = Tool::new("zfs").args(["list", "-H", "-o", "name", "-t", "filesystem,volume"]);
-    let names = names.args(["-d", "1", parent]).answer().map_err(|error| {
+    zfs::datasets(&[parent]).map_err(|error| {
         refused(place, "cannot ask for the datasets beside the volume")
             .because(error)
             .hint("`zfs list` lists the datasets; the one above the volume must exist")
     })?;
-    if names.lines().any(|name| name == dataset) {
-        return Ok(Found::Present(device_path(place)));
+    match zfs::datasets(&[dataset]) {
+        Ok(_) => return Ok(Found::Present(device_path(place))),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
     }
-    let recorded = || job.volume.proof.get("volblocksize").and_then(|text| text.parse().ok());
+    let recorded = || job.volume.proof.get(zvol::BLOCK_LEN).and_then(|text| text.parse().ok());
     let block_len = wishes.zvol_block_len.or_else(recorded);
     let len = match block_len {
         Some(block_len) => job.shape.size().next_multiple_of(block_len),
@@ -142,7 +128,7 @@ impl NewVolume {
         }
     }
 
-    /// Creates it and waits for its device.
+    /// Creates it; its device is there then.
     ///
     /// # Errors
     /// Of the tools; nothing is left then.
@@ -168,9 +154,11 @@ impl NewVolume {
                 "see whether there is room for it; --thin-pool and --volblocksize choose its kind",
             )
         })?;
-        self.wait().inspect_err(|_| {
+        let Place::Zfs(dataset) = &self.place else { return Ok(()) };
+        zvol::wait_for_device(dataset, self.len).map_err(|error| {
             // Nothing better can be done: that the device did not come is reported.
             let _ = self.destroy();
+            refused(&self.place, "the new volume has no device").because(error)
         })
     }
 
@@ -179,33 +167,10 @@ impl NewVolume {
     /// # Errors
     /// Of the tools.
     pub fn destroy(&self) -> Result<()> {
-        let (group, volume) = match &self.place {
-            Place::Lvm { group, volume } => (group, volume),
-            Place::Zfs(dataset) => return zfs::destroy(dataset),
-            Place::Path(_) => return Ok(()),
-        };
-        let end = Instant::now() + PATIENCE;
-        loop {
-            let tool = Tool::new("lvremove").args(["--yes", &format!("{group}/{volume}")]);
-            match tool.answer() {
-                Ok(_) => return Ok(()),
-                // Whoever looks at new devices (udev) may still have it open.
-                Err(_) if Instant::now() < end => thread::sleep(NAP),
-                Err(error) => return Err(error),
-            }
+        match &self.place {
+            Place::Lvm { group, volume } => lvm::remove_named(group, volume),
+            Place::Zfs(dataset) => zfs::destroy(dataset),
+            Place::Path(_) => Ok(()),
         }
-    }
-
-    fn wait(&self) -> Result<()> {
-        let (path, end) = (self.path(), Instant::now() + PATIENCE);
-        while !path.exists() {
-            if Instant::now() > end {
-                return Err(refused(&self.place, "the new volume has no device")
-                    .because(format!("{} did not appear", path.display()))
-                    .hint("is udev running? a zvol needs volmode=dev"));
-            }
-            thread::sleep(NAP);
-        }
-        Ok(())
     }
 }

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use super::create::device_path;
 use super::job::Job;
 use crate::archive::open::Archive;
 use crate::archive::snapshots::Snapshot;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::{Delta, Place, RestoreRequest, TargetRequest};
+use crate::source::hold::device_path;
 
 /// A volume and where it goes.
 pub struct Assignment {

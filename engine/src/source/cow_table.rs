@@ -14,6 +14,8 @@
 use std::io;
 use std::ops::Range;
 
+use super::thin_metadata::{u32_at, u64_at};
+
 const MAGIC: u32 = 0x7041_6e53;
 const VERSION: u32 = 1;
 const SECTOR_LEN: u64 = 512;
@@ -206,18 +208,6 @@ fn chunk_len(store: &dyn CowStore) -> Result<u64, CowError> {
 
 fn read(store: &dyn CowStore, offset: u64, bytes: &mut [u8]) -> Result<(), CowError> {
     store.read_at(offset, bytes).map_err(|source| CowError::Unreadable { offset, source })
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let mut number = [0; 4];
-    number.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(number)
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    let mut number = [0; 8];
-    number.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(number)
 }
 
 #[cfg(test)]

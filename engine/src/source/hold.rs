@@ -1,7 +1,7 @@
 //! Holding volumes still while they are read, and what becomes of that afterwards.
 //!
 //! ```text
-//! prepare -> take (all volumes at one instant) -> open -> backup -> keep      the commit is durable
+//! prepare -> take (at one instant, or nearly) -> open     -> backup -> keep      the commit is durable
 //!                                                          |  |-> release     there is none
 //!                                                          `-- check          once a second
 //! ```
@@ -24,6 +24,7 @@ use crate::host::freeze::{self, Freeze};
 use crate::observe::Observer;
 use crate::options::{Holding, Place, SnapshotUse, SourceRequest};
 use crate::threads;
+use crate::words::with_causes;
 
 /// How often what can become worthless is looked at.
 const WATCH: Duration = Duration::from_secs(1);
@@ -255,15 +256,19 @@ fn kind_of(place: &Place, snapshot: SnapshotUse) -> Result<Kind> {
     }
 }
 
+/// Where a volume's file or device is, or will be.
+pub fn device_path(place: &Place) -> PathBuf {
+    match place {
+        Place::Path(path) => path.clone(),
+        Place::Lvm { group, volume } => Path::new("/dev").join(group).join(volume),
+        Place::Zfs(dataset) => zvol::device_path(dataset),
+    }
+}
+
 /// Volumes that are read as they are.
 fn plain(wishes: Vec<Wanted>) -> Result<Vec<(usize, Held)>> {
     let open = |wish: Wanted| {
-        let path = match &wish.place {
-            Place::Path(path) => path.clone(),
-            Place::Lvm { group, volume } => Path::new("/dev").join(group).join(volume),
-            Place::Zfs(dataset) => zvol::device_path(dataset),
-        };
-        let (view, device) = file::view(&wish.name, &path)?;
+        let (view, device) = file::view(&wish.name, &device_path(&wish.place))?;
         let identities = vec![device.identity().clone()];
         Ok((wish.number, Held { view, identities, hold: None }))
     };
@@ -341,9 +346,8 @@ fn tell(observer: &dyn Observer, outcome: Result<()>) {
 
 /// In words, that something was not taken away.
 pub fn left(error: &Error) -> String {
-    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
     format!(
-        "something is left on this host, and goes with the next backup of the volume: {error}{}",
-        cause.unwrap_or_default()
+        "something is left on this host, and goes with the volume's next backup that ends well: {}",
+        with_causes(error)
     )
 }

@@ -685,11 +685,13 @@ fn checksum(bytes: &Block, salt: u32) -> u32 {
     !crc32c(&bytes[4..]) ^ salt
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+/// The number at `at` of what a kernel wrote; it has to be there.
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(array_at(bytes, at))
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
+/// As [`u32_at`].
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(array_at(bytes, at))
 }
 

@@ -19,6 +19,7 @@ use crate::device::medium::MediumReader;
 use crate::error::Error;
 use crate::host::dm::{self, PoolStatus};
 use crate::host::lock::Lock;
+use crate::words::with_causes;
 
 /// How long another run of ours may hold the slot: it reads what it needs and goes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -75,13 +76,7 @@ impl Pool {
 
 /// What was found wrong, with its causes, for people.
 pub fn degraded(what: &str, error: &dyn std::error::Error) -> Degraded {
-    let mut words = format!("{what}: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        words = format!("{words}: {error}");
-        cause = error.source();
-    }
-    Degraded(words)
+    Degraded(format!("{what}: {}", with_causes(error)))
 }
 
 /// That the metadata is not to be used.

@@ -41,6 +41,9 @@ const NAP: Duration = Duration::from_millis(20);
 /// What its changes are called.
 pub const KIND: &str = "zfs";
 
+/// Key of the proof: the volume's block length, for who creates one like it.
+pub const BLOCK_LEN: &str = "volblocksize";
+
 /// What the names of all that is made begin with.
 const MARK: &str = "voltar-";
 
@@ -266,10 +269,18 @@ fn device_of(volume: &str, size: Option<u64>) -> Result<FileDevice> {
             _ => thread::sleep(NAP),
         }
     }
-    Err(Error::new(ErrorKind::SourceUnusable, "a snapshot has no device")
+    Err(Error::new(ErrorKind::SourceUnusable, "a volume of ZFS has no device")
         .on(path.display().to_string())
         .because(format!("it did not appear within {} s", DEVICE_PATIENCE.as_secs()))
         .hint("is udev running, with the rules of ZFS?"))
+}
+
+/// Waits for the device of a volume of so many bytes that was made a moment ago.
+///
+/// # Errors
+/// If it does not come.
+pub fn wait_for_device(volume: &str, size: u64) -> Result<()> {
+    device_of(volume, Some(size)).map(drop)
 }
 
 fn is_device_of(device: &FileDevice, volume: &str, size: Option<u64>) -> bool {
@@ -362,7 +373,7 @@ fn proof_of(volume: &Volume, snapshot: &Dataset) -> Proof {
         ("snapshot_guid", Some(number(snapshot.guid))),
         ("name", Some(volume.name.clone())),
         ("volsize", snapshot.size.map(number)),
-        ("volblocksize", volume.block_len.map(number)),
+        (BLOCK_LEN, volume.block_len.map(number)),
     ];
     fields.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
 }
