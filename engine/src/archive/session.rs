@@ -356,10 +356,16 @@ impl Session {
     /// Seals what is open, makes everything durable, and makes the snapshot exist.
     ///
     /// # Errors
-    /// Of writing or syncing; `Internal` if no reader would understand the commit. The snapshot
+    /// Of writing or syncing; `Internal` if no reader would understand the commit, or something that
+    /// was to be stored was not. The snapshot
     /// then does not exist.
     pub fn commit(mut self, manifest: &[u8]) -> Result<(Commit, u64)> {
         self.spill()?;
+        if !self.fresh.is_empty() {
+            // Somebody referred to it because somebody else had claimed to store it.
+            let what = "an item that the snapshot needs was claimed and never stored";
+            return Err(internal(what).on(&self.label));
+        }
         self.seal_segment()?;
         self.log.sync()?;
         let (bytes, commit) = NewCommit {
