@@ -1,10 +1,11 @@
 //! Ten million mappings: what changed between two devices of a thin pool, told by us and by
 //! `thin_delta`, of metadata that `thin_restore` made. Takes a directory for three files of a
-//! gigabyte together, and prints seconds.
+//! gigabyte together, and prints seconds, and the memory of a process that does nothing but read.
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
 use std::fs::File;
 use std::path::Path;
+use std::process::Command;
 use std::time::Instant;
 
 use voltar_engine::source::thin_metadata::Metadata;
@@ -17,8 +18,17 @@ const CHANGED: u64 = 100;
 /// Blocks of metadata: room for twice what they take.
 const METADATA_BLOCKS: u64 = 1 << 18;
 
+/// Makes this program the reader alone.
+const READ: &str = "--read";
+
 fn main() {
-    let folder = std::env::args().nth(1).expect("usage: big-pool DIRECTORY");
+    let mut arguments = std::env::args().skip(1);
+    let folder = arguments.next().expect("usage: big-pool DIRECTORY");
+    if folder == READ {
+        let found = tell(Path::new(&arguments.next().expect("a file"))).len();
+        println!("memory      {} at most, for {found} ranges", peak());
+        return;
+    }
     let (path, xml) = (Path::new(&folder).join("metadata"), Path::new(&folder).join("xml"));
     restore(&devices(), &path, METADATA_BLOCKS, &xml);
     let (ours, seconds) = timed(|| tell(&path));
@@ -26,7 +36,8 @@ fn main() {
     let (theirs, seconds) = timed(|| delta(&path, 1, 2));
     println!("thin_delta  {seconds:6.2} s");
     assert!(ours == theirs, "they do not tell the same");
-    println!("memory      {} at most", peak());
+    let reader = Command::new(std::env::current_exe().unwrap()).arg(READ).arg(&path).status();
+    assert!(reader.unwrap().success());
 }
 
 /// A device of runs of eight blocks, and the same with one block in a hundred moved.
