@@ -103,6 +103,34 @@ pub struct ResourceArgs {
     pub memory: u64,
 }
 
+/// How volumes are held still while they are read.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Holding still")]
+pub struct HoldingArgs {
+    /// Hold volumes still by snapshots where their kind has them (`auto`), or read them as they are
+    #[arg(long, value_enum, default_value = "auto", value_name = "auto|off")]
+    #[arg(hide_possible_values = true)]
+    pub snapshot: AutoOff,
+    /// What stays on the host as the base of the next backup: the least that tells what changed
+    /// (`auto`: nothing for thick volumes), the `snapshot` whatever the kind, or `none`
+    #[arg(long, value_enum, default_value = "auto", value_name = "auto|snapshot|none")]
+    #[arg(hide_possible_values = true)]
+    pub keep: KeepChoice,
+    /// Room for what changes in a thick volume meanwhile [default: a fifth of the volume]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub cow_size: Option<u64>,
+    /// Run this by the shell before the snapshots are made, to bring applications to rest
+    #[arg(long, value_name = "COMMAND")]
+    pub freeze: Option<String>,
+    /// Run this by the shell when they are made, whatever happened
+    #[arg(long, value_name = "COMMAND")]
+    pub thaw: Option<String>,
+    /// Freeze file systems that this host has mounted from the volumes meanwhile
+    #[arg(long, value_enum, default_value = "auto", value_name = "auto|off")]
+    #[arg(hide_possible_values = true)]
+    pub fs_freeze: AutoOff,
+}
+
 /// Arguments of `backup`.
 #[derive(Args, Debug)]
 pub struct BackupArgs {
@@ -143,46 +171,9 @@ pub struct BackupArgs {
     #[arg(long, value_enum, default_value = "fail", value_name = "fail|record")]
     #[arg(hide_possible_values = true)]
     pub on_read_error: ReadErrors,
-    /// Hold volumes still by snapshots where their kind has them (`auto`), or read them as they are
-    #[arg(
-        long,
-        value_enum,
-        default_value = "auto",
-        value_name = "auto|off",
-        help_heading = "Holding still"
-    )]
-    #[arg(hide_possible_values = true)]
-    pub snapshot: AutoOff,
-    /// What stays on the host as the base of the next backup: the least that tells what changed
-    /// (`auto`: nothing for thick volumes), the `snapshot` whatever the kind, or `none`
-    #[arg(
-        long,
-        value_enum,
-        default_value = "auto",
-        value_name = "auto|snapshot|none",
-        help_heading = "Holding still"
-    )]
-    #[arg(hide_possible_values = true)]
-    pub keep: KeepChoice,
-    /// Room for what changes in a thick volume meanwhile [default: a fifth of the volume]
-    #[arg(long, value_name = "SIZE", value_parser = size::parse, help_heading = "Holding still")]
-    pub cow_size: Option<u64>,
-    /// Run this by the shell before the snapshots are made, to bring applications to rest
-    #[arg(long, value_name = "COMMAND", help_heading = "Holding still")]
-    pub freeze: Option<String>,
-    /// Run this by the shell when they are made, whatever happened
-    #[arg(long, value_name = "COMMAND", help_heading = "Holding still")]
-    pub thaw: Option<String>,
-    /// Freeze file systems that this host has mounted from the volumes meanwhile
-    #[arg(
-        long,
-        value_enum,
-        default_value = "auto",
-        value_name = "auto|off",
-        help_heading = "Holding still"
-    )]
-    #[arg(hide_possible_values = true)]
-    pub fs_freeze: AutoOff,
+    /// Holding still.
+    #[command(flatten)]
+    pub holding: HoldingArgs,
     /// Bound on the rate of reading, per second: `100M`
     #[arg(long, value_name = "RATE", value_parser = size::parse_rate, help_heading = "Resources")]
     pub limit: Option<u64>,

@@ -18,7 +18,7 @@ use voltar_engine::options::{
 };
 
 use crate::args::{
-    self, BackupArgs, Cli, InspectArgs, ResourceArgs, RestoreArgs, Verb, VerifyArgs,
+    self, BackupArgs, Cli, HoldingArgs, InspectArgs, ResourceArgs, RestoreArgs, Verb, VerifyArgs,
 };
 use crate::error::CommandError;
 use crate::world::World;
@@ -151,7 +151,7 @@ fn inspect(args: &InspectArgs, world: &dyn World) -> Result<Task, CommandError> 
 
 fn backup(args: BackupArgs, world: &dyn World) -> Result<BackupRequest, CommandError> {
     let archive = archive_home(&args, world)?;
-    let holding = holding(&args, world);
+    let holding = holding(&args.holding, world);
     Ok(BackupRequest {
         sources: sources(&args.sources, world)?,
         parent: parent(&args.parent, &archive, world)?,
@@ -175,7 +175,7 @@ fn backup(args: BackupArgs, world: &dyn World) -> Result<BackupRequest, CommandE
     })
 }
 
-fn holding(args: &BackupArgs, world: &dyn World) -> Holding {
+fn holding(args: &HoldingArgs, world: &dyn World) -> Holding {
     Holding {
         snapshot: match args.snapshot {
             args::AutoOff::Auto => SnapshotUse::Auto,
