@@ -60,6 +60,8 @@ pub struct VolumeBackup {
 pub struct SourcesReport {
     /// By name.
     pub sources: Vec<SourceSummary>,
+    /// What voltar made of volumes that are gone. It stays, for it may be all that is left of them.
+    pub strays: Vec<StraySummary>,
     /// Managers of volumes that could not be asked, and why.
     pub warnings: Vec<String>,
 }
@@ -88,6 +90,17 @@ pub struct KeptSummary {
     pub name: String,
     /// What it is: `snapshot`, `bookmark` or `clone`.
     pub kind: String,
+}
+
+/// Something that voltar made, of a volume that is not there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct StraySummary {
+    /// Its name, as its manager has it.
+    pub name: String,
+    /// What it is: `snapshot`, `bookmark` or `clone`.
+    pub kind: String,
+    /// The command that removes it.
+    pub remove: String,
 }
 
 /// A range of bytes.

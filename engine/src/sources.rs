@@ -1,11 +1,15 @@
 //! The volumes of this host that can be held still for a backup, and what is kept of them here.
 
 use crate::error::{ErrorKind, Result};
+use crate::host::zfs::Dataset;
 use crate::host::{lvm, zfs};
 use crate::options::Context;
-use crate::report::{KeptSummary, SourceSummary, SourcesReport};
+use crate::report::{KeptSummary, SourceSummary, SourcesReport, StraySummary};
 use crate::source::{thin, zvol};
 use crate::words::with_causes;
+
+/// What a manager of volumes has.
+type Found = (Vec<SourceSummary>, Vec<StraySummary>);
 
 /// Asks the managers of volumes on this host. One that cannot be asked is a warning; one that is
 /// not installed has no volumes.
@@ -14,10 +18,13 @@ use crate::words::with_causes;
 /// `Interrupted`.
 pub fn list(context: &Context) -> Result<SourcesReport> {
     let mut report = SourcesReport::default();
-    for (manager, asked) in [("LVM", lvm as fn() -> Result<Vec<SourceSummary>>), ("ZFS", zfs)] {
+    for (manager, asked) in [("LVM", lvm as fn() -> Result<Found>), ("ZFS", zfs)] {
         context.cancel.check()?;
         match asked() {
-            Ok(sources) => report.sources.extend(sources),
+            Ok((sources, strays)) => {
+                report.sources.extend(sources);
+                report.strays.extend(strays);
+            }
             Err(error) if error.kind() == ErrorKind::Unsupported => {}
             Err(error) => {
                 let why = with_causes(&error);
@@ -29,11 +36,13 @@ pub fn list(context: &Context) -> Result<SourcesReport> {
     Ok(report)
 }
 
-fn lvm() -> Result<Vec<SourceSummary>> {
+fn lvm() -> Result<Found> {
     let volumes = lvm::volumes(None)?;
-    let is_users =
-        |volume: &&lvm::Volume| volume.kind != lvm::Kind::Internal && !volume.has_tag(lvm::TAG);
-    let summary = |volume: &lvm::Volume| SourceSummary {
+    let (ours, users): (Vec<_>, Vec<_>) = volumes
+        .iter()
+        .filter(|volume| volume.kind != lvm::Kind::Internal)
+        .partition(|volume| volume.is_ours());
+    let summary = |volume: &&lvm::Volume| SourceSummary {
         source: volume.label(),
         kind: match volume.kind {
             lvm::Kind::Thin { .. } => "thin",
@@ -47,38 +56,64 @@ fn lvm() -> Result<Vec<SourceSummary>> {
         }
         .into(),
         trouble: (!volume.is_active).then(|| "not active".to_owned()),
-        kept: volumes
+        kept: ours
             .iter()
-            .filter(|other| other.is_ours_of(&volume.uuid))
+            .filter(|kept| kept.is_ours_of(&volume.uuid))
             .map(|kept| KeptSummary { name: kept.full_name(), kind: "snapshot".into() })
             .collect(),
     };
-    Ok(volumes.iter().filter(is_users).map(summary).collect())
+    let is_stray = |kept: &&&lvm::Volume| users.iter().all(|volume| !kept.is_ours_of(&volume.uuid));
+    let stray = |kept: &&lvm::Volume| StraySummary {
+        name: kept.full_name(),
+        kind: "snapshot".into(),
+        remove: format!("lvremove {}", kept.full_name()),
+    };
+    Ok((users.iter().map(summary).collect(), ours.iter().filter(is_stray).map(stray).collect()))
 }
 
-fn zfs() -> Result<Vec<SourceSummary>> {
+fn zfs() -> Result<Found> {
     let datasets = zfs::all()?;
     // A clone that a run reads from is no volume of the user's.
-    let volumes = datasets.iter().filter(|it| it.kind == zfs::Kind::Volume && it.run.is_none());
-    let summary = |volume: &zfs::Dataset| SourceSummary {
+    let (ours, users): (Vec<_>, Vec<_>) =
+        datasets.iter().partition(|dataset| zvol::made_of(dataset).is_some());
+    let volumes = users.into_iter().filter(|dataset| dataset.kind == zfs::Kind::Volume);
+    let volumes: Vec<&Dataset> = volumes.collect();
+    let summary = |volume: &&Dataset| SourceSummary {
         source: format!("zfs:{}", volume.name),
         kind: "zvol".into(),
         size: volume.size.unwrap_or_default(),
         change_source: zvol::KIND.into(),
         trouble: volume.is_locked.then(|| "its key is not loaded".to_owned()),
-        kept: datasets.iter().filter_map(|it| kept_zfs(it, volume)).collect(),
+        kept: ours
+            .iter()
+            .filter(|kept| is_kept_of(kept, volume))
+            .map(|kept| KeptSummary { name: kept.name.clone(), kind: kind_of(kept).into() })
+            .collect(),
     };
-    Ok(volumes.map(summary).collect())
+    let is_stray = |kept: &&&Dataset| volumes.iter().all(|volume| !is_kept_of(kept, volume));
+    let stray = |kept: &&Dataset| StraySummary {
+        name: kept.name.clone(),
+        kind: kind_of(kept).into(),
+        remove: format!("zfs destroy '{}'", kept.name),
+    };
+    Ok((volumes.iter().map(summary).collect(), ours.iter().filter(is_stray).map(stray).collect()))
 }
 
-/// What a snapshot or bookmark of the volume is, if it is ours.
-fn kept_zfs(dataset: &zfs::Dataset, volume: &zfs::Dataset) -> Option<KeptSummary> {
-    let rest = dataset.name.strip_prefix(&volume.name)?;
-    let kind = match rest.chars().next()? {
-        '@' => "snapshot",
-        '#' => "bookmark",
-        _ => return None,
-    };
-    let summary = || KeptSummary { name: dataset.name.clone(), kind: kind.into() };
-    zvol::is_ours(dataset, volume.guid).then(summary)
+fn kind_of(kept: &Dataset) -> &'static str {
+    match kept.kind {
+        zfs::Kind::Snapshot => "snapshot",
+        zfs::Kind::Bookmark => "bookmark",
+        zfs::Kind::Volume | zfs::Kind::Filesystem => "clone",
+    }
+}
+
+/// Whether voltar made it of this very volume, and not of one that it came here with a copy of.
+fn is_kept_of(kept: &Dataset, volume: &Dataset) -> bool {
+    let is_in =
+        |sign| kept.name.strip_prefix(&volume.name).is_some_and(|tag| tag.starts_with(sign));
+    match kept.kind {
+        zfs::Kind::Snapshot => is_in('@') && zvol::is_ours(kept, volume.guid),
+        zfs::Kind::Bookmark => is_in('#') && zvol::is_ours(kept, volume.guid),
+        _ => zvol::is_clone_of(kept, volume),
+    }
 }

@@ -375,6 +375,19 @@ fn ask_change_source(request: &BackupRequest, view: &View, plan: &mut VolumePlan
     let Some(source) = &view.change_source else { return Ok(()) };
     // Whoever asks nobody today leaves a base all the same.
     plan.proof = source.proof();
+    ask_since_parent(request, view, &**source, plan)?;
+    if plan.steps.is_none() && !plan.streams {
+        ask_what_is_mapped(view, &**source, plan);
+    }
+    Ok(())
+}
+
+fn ask_since_parent(
+    request: &BackupRequest,
+    view: &View,
+    source: &dyn ChangeSource,
+    plan: &mut VolumePlan,
+) -> Result<()> {
     let insisted = match &request.changes {
         Changes::Full => return Ok(()),
         Changes::Auto => false,
@@ -394,13 +407,27 @@ fn ask_change_source(request: &BackupRequest, view: &View, plan: &mut VolumePlan
         return Ok(());
     }
     let Some(parent) = plan.parent.clone() else { return Ok(()) };
-    match ask_for_changes(&**source, view, &parent, &plan.shape)? {
+    match ask_for_changes(source, view, &parent, &plan.shape)? {
         Ok(steps) => {
             plan.steps = Some(steps);
             plan.change_source = source.kind().into();
             Ok(())
         }
-        Err(Degraded(why)) => plan.degrade(insisted, view, &**source, why),
+        Err(Degraded(why)) => plan.degrade(insisted, view, source, why),
+    }
+}
+
+/// Spares reading what holds no data, if the source knows. Like all that it says this is audited.
+fn ask_what_is_mapped(view: &View, source: &dyn ChangeSource, plan: &mut VolumePlan) {
+    let said = source.mapped().and_then(|mapped| {
+        mapped.map(|extents| check_coverage(&extents, view.size).map(|()| extents)).transpose()
+    });
+    match said {
+        Ok(mapped) => plan.steps = mapped.map(|extents| steps_of(&extents, &plan.shape, &[])),
+        // The first reason is why it came to this.
+        Err(Degraded(why)) => {
+            plan.degraded.get_or_insert_with(|| format!("{}: {why}", source.kind()));
+        }
     }
 }
 
@@ -448,8 +475,8 @@ impl VolumePlan {
     }
 }
 
-/// Byte ranges that are changed whatever the source says: those the parent could not read, and
-/// everything from the last chunk that both sizes share.
+/// Byte ranges of which nothing can be kept, whatever the source says: those the parent could not
+/// read, and everything from the last chunk that both sizes share.
 ///
 /// # Errors
 /// `Damaged` if the parent's volume has no shape.
@@ -466,7 +493,7 @@ pub fn unknown_in_parent(parent: &Parent, shape: &Shape) -> Result<Vec<Range<u64
 }
 
 /// Rounds byte ranges to chunks: a chunk is kept only if all of it is unchanged, zero only if all
-/// of it is zero, and read otherwise.
+/// of it is zero, and read otherwise. What was to be kept of `unknown` ranges is read.
 fn steps(
     shape: &Shape,
     changes: impl Iterator<Item = (Range<u64>, Change)>,
@@ -493,7 +520,7 @@ fn steps(
     push_step(&mut steps, next..shape.chunk_count(), Action::Read);
     for range in unknown {
         let chunks = range.start / len..range.end.div_ceil(len).min(shape.chunk_count());
-        steps = with_read(steps, &chunks);
+        steps = read_instead(steps, &chunks, |action| action == Action::Keep);
     }
     steps
 }
@@ -510,11 +537,16 @@ fn push_step(steps: &mut Vec<Step>, chunks: Range<u64>, action: Action) {
 
 /// Turns `chunks` into chunks to be read.
 pub fn with_read(steps: Vec<Step>, chunks: &Range<u64>) -> Vec<Step> {
+    read_instead(steps, chunks, |action| action != Action::Read)
+}
+
+/// Turns those of `chunks` for which something else was planned into chunks to be read.
+fn read_instead(steps: Vec<Step>, chunks: &Range<u64>, of: impl Fn(Action) -> bool) -> Vec<Step> {
     let mut changed = Vec::with_capacity(steps.len() + 2);
     for Step { chunks: step, action } in steps {
         let cut =
             step.start.max(chunks.start).min(step.end)..step.end.min(chunks.end).max(step.start);
-        if cut.is_empty() || action == Action::Read {
+        if cut.is_empty() || !of(action) {
             push_step(&mut changed, step, action);
             continue;
         }
@@ -597,5 +629,9 @@ mod tests {
             [(0, 1, Keep), (1, 2, Read), (2, 9, Keep), (9, 10, Read)]
         );
         assert_eq!(plan(&all, std::slice::from_ref(&(0..size))), [(0, 10, Read)]);
+        // What is zero now is so whatever the parent knows.
+        let grown = [(0..8192, Change::Unchanged), (8192..size, Change::Zero)];
+        let behind = 4096..size;
+        assert_eq!(plan(&grown, &[behind]), [(0, 1, Keep), (1, 2, Read), (2, 10, Zero)]);
     }
 }

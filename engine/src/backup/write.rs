@@ -309,6 +309,8 @@ impl<'a> Backup<'a> {
             // Nothing more is to be written behind a write that failed.
             (Err(error), _) if self.sink_failed => return Err(error),
             (Err(_), Some(why)) => {
+                // Who stops a stream makes no liar of it.
+                self.context.cancel.check()?;
                 self.distrust(number, format!("{kind}: {why}; everything was read"));
                 return self.start_over(view);
             }

@@ -5,10 +5,15 @@
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{ChildStdout, Command, ExitStatus, Stdio};
 use std::thread;
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
+
+use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Most bytes of a tool's answer that are read; more is an error.
@@ -18,6 +23,41 @@ const COMPLAINTS_LEN_MAX: u64 = 64 << 10;
 
 /// Where tools are looked for besides `PATH`, which lacks them in some sessions of root.
 const SYSTEM_DIRECTORIES: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
+
+/// How often a stop is looked for while a tool has nothing to say, in milliseconds.
+const STOP_LOOKED_FOR_MS: u16 = 100;
+
+/// What a tool writes, as it comes; an error as soon as a stop is asked for, even while the tool
+/// says nothing.
+#[derive(Debug)]
+pub struct Output {
+    pipe: ChildStdout,
+    cancel: Cancel,
+}
+
+impl Output {
+    /// Reads `pipe` until `cancel` is raised.
+    pub fn new(pipe: ChildStdout, cancel: &Cancel) -> Output {
+        Output { pipe, cancel: cancel.clone() }
+    }
+}
+
+impl Read for Output {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if self.cancel.is_raised() {
+                // Not `Interrupted`, which readers take for an invitation to try again.
+                return Err(io::Error::other("a stop was asked for"));
+            }
+            let mut polled = [PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut polled, STOP_LOOKED_FOR_MS) {
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return self.pipe.read(bytes),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}
 
 /// A tool with its arguments, not yet run.
 #[derive(Debug)]
@@ -162,6 +202,28 @@ mod tests {
         let error = Tool::new("voltar-no-such-tool").arg("x").answer().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert_eq!(error.subject(), Some("voltar-no-such-tool"));
+    }
+
+    #[test]
+    fn a_tool_that_stalls_does_not_keep_who_wants_to_stop() {
+        let mut tool = Command::new("sh");
+        tool.args(["-c", "echo begun; exec sleep 1000"]).stdout(Stdio::piped());
+        let mut tool = tool.spawn().unwrap();
+        let cancel = Cancel::new();
+        let mut output = Output::new(tool.stdout.take().unwrap(), &cancel);
+        let mut bytes = [0; 6];
+        output.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"begun\n");
+        let error = thread::scope(|scope| {
+            let reading = scope.spawn(|| output.read(&mut bytes).unwrap_err());
+            thread::sleep(std::time::Duration::from_millis(50));
+            assert!(!reading.is_finished());
+            cancel.raise();
+            reading.join().unwrap()
+        });
+        assert_eq!(error.kind(), io::ErrorKind::Other);
+        tool.kill().unwrap();
+        tool.wait().unwrap();
     }
 
     #[test]

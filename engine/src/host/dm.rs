@@ -40,6 +40,20 @@ pub fn status(name: &str) -> Result<Target> {
     target(name, &Tool::new("dmsetup").args(["status", "--noflush", name]).answer()?)
 }
 
+/// How often a mapping's device is open, by other mappings as well.
+///
+/// # Errors
+/// With the tool's words.
+pub fn open_count(name: &str) -> Result<u64> {
+    let tool = Tool::new("dmsetup").args(["info", "--columns", "--noheadings", "-o", "open", name]);
+    let answer = tool.answer()?;
+    answer.trim().parse().map_err(|_| {
+        Error::new(ErrorKind::Unsupported, "device mapper says something else than was expected")
+            .on(name)
+            .because(answer.trim().to_owned())
+    })
+}
+
 /// Sends a message to a mapping of one target.
 ///
 /// # Errors

@@ -260,11 +260,26 @@ fn missing(label: &str) -> Error {
 /// The identities of group and volume whose device `path` leads to, as [`Volume::identity`]; `None` if
 /// it is not one of LVM. The devices that volumes consist of are not any volume's.
 pub fn uuid_of_device(path: &Path) -> Option<String> {
+    uuid_of_mapping(&mapping_of(path)?)
+}
+
+/// Whether `path` leads to a device that volumes of LVM consist of: the data or metadata of a pool,
+/// what a snapshot and its origin share.
+pub fn is_part(path: &Path) -> bool {
+    mapping_of(path).is_some_and(|name| is_name_of_part(&name))
+}
+
+fn is_name_of_part(mapping: &str) -> bool {
+    mapping.starts_with(UUID_PREFIX) && uuid_of_mapping(mapping).is_none()
+}
+
+/// What the kernel calls the mapping whose device `path` leads to, if it is one.
+fn mapping_of(path: &Path) -> Option<String> {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
     let metadata = fs::metadata(path).ok().filter(|node| node.file_type().is_block_device())?;
     let number = metadata.rdev();
     let place = format!("/sys/dev/block/{}:{}/dm/uuid", libc::major(number), libc::minor(number));
-    uuid_of_mapping(fs::read_to_string(place).ok()?.trim())
+    Some(fs::read_to_string(place).ok()?.trim().to_owned())
 }
 
 /// The identities in the name that a volume's mapping has for the kernel, with LVM's dashes.
@@ -307,6 +322,8 @@ pub struct NewSnapshot<'a> {
     pub cow_bytes: Option<u64>,
     /// Whether no later backup has a use for it.
     pub is_temporary: bool,
+    /// A tag that says which run made it.
+    pub run: &'a str,
 }
 
 impl NewSnapshot<'_> {
@@ -315,9 +332,9 @@ impl NewSnapshot<'_> {
     /// # Errors
     /// Of the tool, with what can be done.
     pub fn create(&self) -> Result<()> {
-        let NewSnapshot { origin, name, cow_bytes, is_temporary } = *self;
+        let NewSnapshot { origin, name, cow_bytes, is_temporary, run } = *self;
         let mut tool = Tool::new("lvcreate").args(["--yes", "--snapshot", "--permission", "r"]);
-        tool = tool.args(["--addtag", TAG]);
+        tool = tool.args(["--addtag", TAG, "--addtag", run]);
         if is_temporary {
             tool = tool.args(["--addtag", TAG_TEMPORARY]);
         }
@@ -383,9 +400,12 @@ pub fn deactivate(volume: &Volume) -> Result<()> {
 pub fn remove(snapshot: &Volume) -> Result<()> {
     // By its tag as well as by its name: the name alone may be another volume's by now.
     let selection = format!("lv_uuid=\"{}\" && lv_tags=\"{TAG}\"", snapshot.uuid);
-    patiently(|| {
+    let removed = patiently(|| {
         let tool = Tool::new("lvremove").args(["--yes", "--select", &selection]);
         tool.arg(&snapshot.group).answer().map(drop)
+    });
+    removed.map_err(|error| {
+        Error::new(error.kind(), "cannot remove the snapshot").on(snapshot.label()).because(error)
     })
 }
 
@@ -487,7 +507,9 @@ mod tests {
             format!("LVM-{group}{}ü", &volume[..30]),
         ] {
             assert_eq!(uuid_of_mapping(&other), None, "{other}");
+            assert_eq!(is_name_of_part(&other), other.starts_with("LVM"), "{other}");
         }
+        assert!(!is_name_of_part(&format!("LVM-{group}{volume}")));
     }
 
     #[test]

@@ -147,7 +147,7 @@ pub fn hold(
 ) -> Result<HeldVolumes> {
     let mut captures: Vec<Box<dyn Capture>> = Vec::new();
     let mut held = Vec::new();
-    let outcome = prepare(sources, holding, cancel, &mut captures, &mut held)
+    let outcome = prepare(sources, holding, observer, cancel, &mut captures, &mut held)
         .and_then(|()| take(&mut captures, holding, needed, observer, cancel))
         .and_then(|()| open(&mut captures, cancel, &mut held));
     if let Err(error) = outcome {
@@ -175,6 +175,7 @@ pub fn hold(
 fn prepare(
     sources: &[SourceRequest],
     holding: &Holding,
+    observer: &dyn Observer,
     cancel: &Cancel,
     captures: &mut Vec<Box<dyn Capture>>,
     held: &mut Vec<(usize, Held)>,
@@ -192,9 +193,9 @@ fn prepare(
     for (kind, wishes) in wanted {
         match kind {
             Kind::Plain => held.extend(plain(wishes)?),
-            Kind::Zfs => captures.push(zvol::prepare(wishes, holding, cancel)?),
+            Kind::Zfs => captures.push(zvol::prepare(wishes, holding, observer, cancel)?),
             Kind::Reflink => captures.push(reflink::prepare(wishes, holding)),
-            Kind::Lvm => captures.push(lvm::prepare(wishes, holding, cancel)?),
+            Kind::Lvm => captures.push(lvm::prepare(wishes, holding, observer, cancel)?),
         }
     }
     Ok(())
@@ -338,7 +339,7 @@ impl HeldVolumes {
 }
 
 /// Says what is left on the host.
-fn tell(observer: &dyn Observer, outcome: Result<()>) {
+pub fn tell(observer: &dyn Observer, outcome: Result<()>) {
     if let Err(error) = outcome {
         observer.notice(&left(&error));
     }

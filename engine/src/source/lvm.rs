@@ -5,19 +5,20 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use super::View;
 use super::file;
-use super::hold::{Capture, Held, Hold, Wanted};
+use super::hold::{Capture, Held, Hold, Wanted, tell};
 use super::thick::{self, ThickSnapshot};
-use super::thin::{MappedDevice, ThinSnapshot};
+use super::thin::ThinSnapshot;
+use super::{ChangeSource, Degraded, View};
 use crate::cancel::Cancel;
 use crate::device::file::FileIdentity;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::dm::SnapshotStatus;
 use crate::host::lock::Lock;
-use crate::host::lvm::{self, Kind, NewSnapshot, TAG_TEMPORARY, Volume};
+use crate::host::lvm::{self, Kind, NewSnapshot, TAG, TAG_TEMPORARY, Volume};
+use crate::observe::Observer;
 use crate::options::{Holding, Keep, Place};
 
 /// For what changes in a thick volume while it is read: this part of it, and no less than so much.
@@ -32,6 +33,8 @@ struct LvmCapture {
     items: Vec<Item>,
     keep: Keep,
     cow_bytes: Option<u64>,
+    /// The tag of what this run makes.
+    run: String,
     state: PathBuf,
     cancel: Cancel,
 }
@@ -48,6 +51,9 @@ struct Item {
     lock: Option<Lock>,
 }
 
+/// Who knows what changes in a volume.
+type Known = std::result::Result<Arc<dyn ChangeSource>, Degraded>;
+
 /// Whether a place is a logical volume that can be held still; a thick snapshot stands still.
 ///
 /// # Errors
@@ -56,18 +62,32 @@ pub fn is_volume(place: &Place) -> Result<bool> {
     let origin = match place {
         Place::Lvm { .. } => find(place)?,
         Place::Path(path) if lvm::uuid_of_device(path).is_some() => find(place)?,
+        Place::Path(path) if lvm::is_part(path) => return Err(no_volume(place)),
         Place::Path(_) | Place::Zfs(_) => return Ok(false),
     };
-    match origin.kind {
-        Kind::Internal => Err(Error::new(
+    if origin.is_ours() {
+        return Err(Error::new(
             ErrorKind::InvalidRequest,
-            "this is a part of other logical volumes, not one with data of its own",
+            "this is a snapshot that voltar keeps, which goes when it has a newer one",
         )
         .on(place.to_string())
-        .hint("back up the volume that it is a part of")),
+        .hint(format!(
+            "back up the volume that it is of, or make it yours: lvchange --deltag {TAG} {}",
+            origin.full_name()
+        )));
+    }
+    match origin.kind {
+        Kind::Internal => Err(no_volume(place)),
         Kind::ThickSnapshot => Ok(false),
         Kind::Thin { .. } | Kind::Thick => Ok(true),
     }
+}
+
+fn no_volume(place: &Place) -> Error {
+    let message = "this is a part of other logical volumes, not one with data of its own";
+    Error::new(ErrorKind::InvalidRequest, message)
+        .on(place.to_string())
+        .hint("back up the volume that it is a part of")
 }
 
 fn find(place: &Place) -> Result<Volume> {
@@ -88,6 +108,7 @@ fn find(place: &Place) -> Result<Volume> {
 pub fn prepare(
     wishes: Vec<Wanted>,
     holding: &Holding,
+    observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Box<dyn Capture>> {
     let Some(state) = holding.state_dir.clone() else {
@@ -108,19 +129,28 @@ pub fn prepare(
         let lock =
             Lock::take(&state, &format!("lvm {}", origin.identity()), Duration::ZERO, cancel)
                 .map_err(|error| error.on(origin.label()))?;
-        remove_temporary(&origin)?;
-        let name = lvm::snapshot_name(&origin.name, &lvm::volumes(Some(&origin.group))?);
+        let volumes = lvm::volumes(Some(&origin.group))?;
+        remove_temporary(&origin, &volumes, observer);
+        let name = lvm::snapshot_name(&origin.name, &volumes);
         items.push(Item { wanted, origin, name, is_made: false, lock: Some(lock) });
     }
     let Holding { keep, cow_bytes, .. } = *holding;
-    Ok(Box::new(LvmCapture { items, keep, cow_bytes, state, cancel: cancel.clone() }))
+    let run = run_tag();
+    Ok(Box::new(LvmCapture { items, keep, cow_bytes, run, state, cancel: cancel.clone() }))
 }
 
-/// Removes what killed runs left and no later one has a use for. We have the volume's lock.
-fn remove_temporary(origin: &Volume) -> Result<()> {
-    let volumes = lvm::volumes(Some(&origin.group))?;
+/// The tag of what this run makes. Another one whose locks are elsewhere may choose the same names.
+fn run_tag() -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    format!("{TAG}.run.{}.{}", now.as_millis(), std::process::id())
+}
+
+/// Removes what killed runs left and no later one has a use for. We have the volume's lock. What
+/// cannot go is in nobody's way.
+fn remove_temporary(origin: &Volume, volumes: &[Volume], observer: &dyn Observer) {
     let left = volumes.iter().filter(|volume| volume.is_ours_of(&origin.uuid));
-    left.filter(|volume| volume.has_tag(TAG_TEMPORARY)).try_for_each(lvm::remove)
+    left.filter(|volume| volume.has_tag(TAG_TEMPORARY))
+        .for_each(|volume| tell(observer, lvm::remove(volume)));
 }
 
 impl LvmCapture {
@@ -139,6 +169,11 @@ impl LvmCapture {
         }
     }
 
+    fn thin_source(&self, snapshot: &Volume, origin: &Volume, size: u64) -> Known {
+        let state = self.state.clone();
+        Ok(Arc::new(ThinSnapshot::new(snapshot, &origin.uuid, size, state, &self.cancel)?))
+    }
+
     fn hold(&self, item: &Item) -> Result<(View, LvmHold)> {
         let Item { wanted, origin, name, .. } = item;
         let snapshot = lvm::volume(&origin.group, name)?;
@@ -146,34 +181,26 @@ impl LvmCapture {
         if is_thin {
             lvm::activate(&snapshot)?;
         }
-        let (mut view, device) = file::view(&wanted.name, &snapshot.path())?;
+        let (mut view, _) = file::view(&wanted.name, &snapshot.path())?;
         view.description = wanted.place.to_string();
         let is_kept = self.is_kept(origin);
-        if is_thin {
-            let known = ThinSnapshot::new(
-                &snapshot,
-                &origin.uuid,
-                view.size,
-                self.state.clone(),
-                &self.cancel,
-            );
-            match known.map(Arc::new) {
-                Ok(snapshot) => {
-                    view.device =
-                        Arc::new(MappedDevice { device, snapshot: Arc::clone(&snapshot) });
-                    view.change_source = Some(snapshot);
-                }
-                Err(why) => view.degraded = Some(why.0),
-            }
-        } else if is_kept {
-            match ThickSnapshot::new(&snapshot, origin, view.size) {
-                Ok(known) => view.change_source = Some(Arc::new(known)),
-                Err(why) => view.degraded = Some(why.0),
-            }
+        let source = match (is_thin, is_kept) {
+            (true, _) => Some(self.thin_source(&snapshot, origin, view.size)),
+            (false, true) => Some(thick_source(&snapshot, origin, view.size)),
+            (false, false) => None,
+        };
+        match source {
+            Some(Ok(source)) => view.change_source = Some(source),
+            Some(Err(why)) => view.degraded = Some(why.0),
+            None => {}
         }
         let hold = LvmHold { origin: origin.clone(), snapshot, is_kept, lock: None };
         Ok((view, hold))
     }
+}
+
+fn thick_source(snapshot: &Volume, origin: &Volume, size: u64) -> Known {
+    Ok(Arc::new(ThickSnapshot::new(snapshot, origin, size)?))
 }
 
 impl Capture for LvmCapture {
@@ -183,7 +210,7 @@ impl Capture for LvmCapture {
             let cow_bytes = self.cow_bytes_of(&item.origin);
             let is_temporary = !self.is_kept(&item.origin);
             let Item { origin, name, .. } = item;
-            let snapshot = NewSnapshot { origin, name, cow_bytes, is_temporary };
+            let snapshot = NewSnapshot { origin, name, cow_bytes, is_temporary, run: &self.run };
             let made = snapshot.create();
             // What a tool that failed has made is looked for as well.
             self.items[index].is_made = true;
@@ -215,7 +242,7 @@ impl Capture for LvmCapture {
             let volumes = lvm::volumes(Some(&item.origin.group));
             let removed = volumes.and_then(|volumes| {
                 let mut made = volumes.iter().filter(|volume| {
-                    volume.name == item.name && volume.is_ours_of(&item.origin.uuid)
+                    volume.has_tag(&self.run) && volume.is_ours_of(&item.origin.uuid)
                 });
                 made.try_for_each(lvm::remove)
             });

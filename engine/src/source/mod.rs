@@ -87,6 +87,16 @@ pub trait ChangeSource: Send + Sync {
     /// `Degraded` if the identities do not fit or the source cannot tell.
     fn changes(&self, base: &Proof, base_size: u64) -> Result<Vec<ChangedExtent>, Degraded>;
 
+    /// What holds data at all, for a backup that has no base: [`Change::Zero`] is what reads as
+    /// zeroes, [`Change::Changed`] what is to be read; from 0 to the view's size without gaps or
+    /// overlaps. `None` if it knows nothing of that.
+    ///
+    /// # Errors
+    /// `Degraded` if it knows, and cannot tell.
+    fn mapped(&self) -> Result<Option<Vec<ChangedExtent>>, Degraded> {
+        Ok(None)
+    }
+
     /// Whether it is [`stream`](ChangeSource::stream) that is to be asked.
     fn streams(&self) -> bool {
         false

@@ -4,22 +4,16 @@
 //! Both snapshots are read-only: a block that is not shared is written in place and leaves no trace
 //! in the metadata, so nothing is said of a base that could have been written to.
 
-use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use super::changed::ChangeList;
 use super::thin_metadata::{Difference, Metadata, ThinDevice};
 use super::thin_slot::{Pool, degraded, unreadable};
 use super::{Change, ChangeSource, ChangedExtent, Degraded, Proof};
 use crate::cancel::Cancel;
-use crate::device::file::FileDevice;
-use crate::device::{Device, Driver, Extent, ExtentKind, Extents, Geometry};
 use crate::host::dm;
 use crate::host::lvm::{self, Kind, Volume};
-use crate::io::buffer::BufferPool;
-use crate::options::IoEngine;
 
 /// What its changes are called.
 pub const KIND: &str = "dm-thin";
@@ -46,18 +40,6 @@ pub struct ThinSnapshot {
     cancel: Cancel,
     creation_time: u32,
     transaction_id: u64,
-    allocation: Mutex<Allocation>,
-}
-
-/// What is known of the blocks that are mapped.
-#[derive(Debug)]
-enum Allocation {
-    /// Nobody asked yet.
-    Unasked,
-    /// A list of changes says it, or the metadata does not.
-    Untold,
-    /// Ranges with data and ranges of zeroes.
-    Known(Vec<ChangedExtent>),
 }
 
 impl ThinSnapshot {
@@ -89,7 +71,6 @@ impl ThinSnapshot {
             cancel: cancel.clone(),
             creation_time: device.creation_time,
             transaction_id: device.transaction_id,
-            allocation: Mutex::new(Allocation::Unasked),
         })
     }
 
@@ -134,21 +115,6 @@ impl ThinSnapshot {
         }
     }
 
-    /// What is mapped, as a list that covers the volume.
-    fn mapped(&self) -> Result<Vec<ChangedExtent>, Degraded> {
-        self.pool.read(&self.state, &self.cancel, |metadata| {
-            let bytes = Bytes::of(metadata);
-            let mut list = Collected::new(Change::Zero);
-            let this = self.this_in(metadata)?;
-            metadata
-                .mappings(&this, |mapping| {
-                    list.push(bytes.range(mapping.thin..mapping.thin + 1), Change::Changed);
-                })
-                .map_err(unreadable)?;
-            list.finish(self.size)
-        })
-    }
-
     fn this_in(&self, metadata: &Metadata<'_>) -> Result<ThinDevice, Degraded> {
         let this = device(metadata, self.id)?;
         match (this.creation_time, this.transaction_id) == (self.creation_time, self.transaction_id)
@@ -156,24 +122,6 @@ impl ThinSnapshot {
             true => Ok(this),
             false => Err(Degraded("the snapshot was replaced while it was read".into())),
         }
-    }
-
-    fn extent_at(&self, offset: u64, len: u64) -> Extent {
-        let mut allocation = self.allocation.lock().unwrap_or_else(PoisonError::into_inner);
-        if matches!(*allocation, Allocation::Unasked) {
-            // Who cannot say what is mapped says that everything is.
-            *allocation = self.mapped().map_or(Allocation::Untold, Allocation::Known);
-        }
-        let data = Extent { range: offset..len, kind: ExtentKind::Data };
-        let Allocation::Known(list) = &*allocation else { return data };
-        let index = list.partition_point(|extent| extent.range.end <= offset);
-        list.get(index).map_or(data, |extent| Extent {
-            range: offset..extent.range.end.min(len),
-            kind: match extent.change {
-                Change::Zero => ExtentKind::Hole,
-                Change::Changed | Change::Unchanged => ExtentKind::Data,
-            },
-        })
     }
 }
 
@@ -198,28 +146,35 @@ impl ChangeSource for ThinSnapshot {
 
     fn changes(&self, base: &Proof, base_size: u64) -> Result<Vec<ChangedExtent>, Degraded> {
         self.check_base(base)?;
-        let changes = self.pool.read(&self.state, &self.cancel, |metadata| {
+        self.pool.read(&self.state, &self.cancel, |metadata| {
             let (old, new) = (self.base_in(metadata, base)?, self.this_in(metadata)?);
-            let bytes = Bytes::of(metadata);
-            let mut list = Collected::new(Change::Unchanged);
+            let block_len = metadata.superblock().data_block_len;
+            let has_grown = base_size < self.size;
+            let mut said = Said::new(block_len);
+            // What the base had mapped behind its end, it did not hold.
+            let end = if has_grown { base_size / block_len } else { said.end() };
             metadata
                 .diff(&old, &new, |blocks, difference| {
                     let change = match difference {
                         Difference::Remapped | Difference::Mapped => Change::Changed,
                         Difference::Unmapped => Change::Zero,
                     };
-                    list.push(bytes.range(blocks), change);
+                    said.push(blocks.start.min(end)..blocks.end.min(end), change);
                 })
                 .map_err(unreadable)?;
-            list.finish(self.size)
-        })?;
-        // All that will be read holds data, unless the volume grew: then asking for what is mapped
-        // is worth a walk.
-        if base_size >= self.size {
-            let mut allocation = self.allocation.lock().unwrap_or_else(PoisonError::into_inner);
-            *allocation = Allocation::Untold;
-        }
-        Ok(changes)
+            if has_grown {
+                said.push_mapped(metadata, &new, end)?;
+            }
+            said.finish(self.size)
+        })
+    }
+
+    fn mapped(&self) -> Result<Option<Vec<ChangedExtent>>, Degraded> {
+        self.pool.read(&self.state, &self.cancel, |metadata| {
+            let mut said = Said::new(metadata.superblock().data_block_len);
+            said.push_mapped(metadata, &self.this_in(metadata)?, 0)?;
+            said.finish(self.size).map(Some)
+        })
     }
 }
 
@@ -248,90 +203,52 @@ fn check_table(snapshot: &Volume, id: u32) -> Result<(), Degraded> {
     }
 }
 
-/// Thin blocks as bytes.
-struct Bytes(u64);
-
-impl Bytes {
-    fn of(metadata: &Metadata<'_>) -> Bytes {
-        Bytes(metadata.superblock().data_block_len)
-    }
-
-    fn range(&self, blocks: Range<u64>) -> Range<u64> {
-        blocks.start * self.0..blocks.end * self.0
-    }
-}
-
-/// A list of changes, and what was wrong with it.
-struct Collected {
+/// What was said of thin blocks, in bytes, and what was wrong with it. What nothing was said of is
+/// unchanged.
+struct Said {
+    block_len: u64,
     list: ChangeList,
     outcome: Result<(), Degraded>,
 }
 
-impl Collected {
-    fn new(gaps: Change) -> Collected {
-        Collected { list: ChangeList::new(gaps), outcome: Ok(()) }
+impl Said {
+    fn new(block_len: u64) -> Said {
+        Said { block_len, list: ChangeList::new(Change::Unchanged), outcome: Ok(()) }
     }
 
-    fn push(&mut self, range: Range<u64>, change: Change) {
-        if self.outcome.is_ok() {
-            self.outcome = self.list.push(range, change);
+    /// Behind the last block there can be.
+    fn end(&self) -> u64 {
+        u64::MAX / self.block_len
+    }
+
+    fn push(&mut self, blocks: Range<u64>, change: Change) {
+        if self.outcome.is_ok() && !blocks.is_empty() {
+            let bytes = blocks.start * self.block_len..blocks.end * self.block_len;
+            self.outcome = self.list.push(bytes, change);
         }
+    }
+
+    /// Of all blocks from `start` on, which are mapped and which are zero.
+    fn push_mapped(
+        &mut self,
+        metadata: &Metadata<'_>,
+        device: &ThinDevice,
+        start: u64,
+    ) -> Result<(), Degraded> {
+        let mut next = start;
+        let mapped = metadata.mappings(device, |mapping| {
+            if mapping.thin >= start {
+                self.push(next..mapping.thin, Change::Zero);
+                self.push(mapping.thin..mapping.thin + 1, Change::Changed);
+                next = mapping.thin + 1;
+            }
+        });
+        mapped.map_err(unreadable)?;
+        self.push(next..self.end(), Change::Zero);
+        Ok(())
     }
 
     fn finish(self, size: u64) -> Result<Vec<ChangedExtent>, Degraded> {
         self.outcome.map(|()| self.list.finish(size))
-    }
-}
-
-/// The snapshot's device, which knows what is mapped.
-pub struct MappedDevice {
-    /// Its bytes.
-    pub device: Arc<FileDevice>,
-    /// Who knows.
-    pub snapshot: Arc<ThinSnapshot>,
-}
-
-impl Device for MappedDevice {
-    fn label(&self) -> &str {
-        self.device.label()
-    }
-
-    fn len(&self) -> io::Result<u64> {
-        self.device.len()
-    }
-
-    fn geometry(&self) -> Geometry {
-        self.device.geometry()
-    }
-
-    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.device.read_at(bytes, offset)
-    }
-
-    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.device.write_at(bytes, offset)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.device.sync()
-    }
-
-    fn forget(&self, range: Range<u64>) -> io::Result<()> {
-        self.device.forget(range)
-    }
-
-    fn driver(
-        &self,
-        engine: IoEngine,
-        pool: &BufferPool,
-        depth: u32,
-    ) -> io::Result<Box<dyn Driver>> {
-        self.device.driver(engine, pool, depth)
-    }
-}
-
-impl Extents for MappedDevice {
-    fn extent_at(&self, offset: u64) -> io::Result<Extent> {
-        Ok(self.snapshot.extent_at(offset, self.device.len()?))
     }
 }

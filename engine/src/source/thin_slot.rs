@@ -170,10 +170,11 @@ impl<'a> Slot<'a> {
         let note = note.as_deref().and_then(Note::read);
         let is_ours = match &note {
             // A block that was freed may be another tool's by now; but whoever compares snapshots
-            // makes one first, which is a transaction.
+            // makes one first, which is a transaction, and reads what it holds.
             Some(note) if note.pool == self.pool.uuid => {
                 note.root.is_none_or(|noted| noted == root)
                     && self.transaction_of(root, cancel) == Some(note.transaction_id)
+                    && !self.is_read()
             }
             _ => false,
         };
@@ -193,6 +194,12 @@ impl<'a> Slot<'a> {
     fn transaction_of(&self, root: u64, cancel: &Cancel) -> Option<u64> {
         let blocks = self.open(cancel).ok()?;
         Some(Metadata::open(&blocks, root).ok()?.superblock().transaction_id)
+    }
+
+    /// Whether anybody reads the metadata; who cannot tell takes it so.
+    fn is_read(&self) -> bool {
+        // The pool itself has it open.
+        dm::open_count(&self.pool.metadata_mapping()).map_or(true, |count| count > 1)
     }
 
     fn open(&self, cancel: &Cancel) -> Result<MetadataDevice, Degraded> {

@@ -12,23 +12,24 @@
 use std::fs::File;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::ChildStdout;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::libc;
 
-use super::hold::{Capture, Held, Hold, Wanted};
+use super::hold::{Capture, Held, Hold, Wanted, tell};
 use super::zfs_stream::{Expected, VolumeStream};
 use super::{ChangeSource, ChangeStream, ChangedExtent, Degraded, Piece, Proof, View};
 use crate::cancel::Cancel;
 use crate::device::file::{FileDevice, FileIdentity};
 use crate::device::open::open_source;
 use crate::error::{Error, ErrorKind, Result};
+use crate::host::command::Output;
 use crate::host::lock::Lock;
 use crate::host::zfs::{self, Dataset, Kind, Sender};
 use crate::io::ioctl;
+use crate::observe::Observer;
 use crate::options::{Holding, Keep, Place};
 
 /// How long a clone's device may take to appear.
@@ -81,6 +82,7 @@ pub fn device_path(volume: &str) -> PathBuf {
 pub fn prepare(
     wanted: Vec<Wanted>,
     holding: &Holding,
+    observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Box<dyn Capture>> {
     let run = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -93,7 +95,7 @@ pub fn prepare(
                 .on(wish.place.to_string())
                 .hint("name each volume once"));
         }
-        volumes.push(Volume::look(wish, name, holding, cancel)?);
+        volumes.push(Volume::look(wish, name, holding, observer, cancel)?);
     }
     Ok(Box::new(Zvols { volumes, run, keep: holding.keep }))
 }
@@ -123,12 +125,19 @@ struct Volume {
     /// What is ours of these.
     ours: Vec<Dataset>,
     lock: Lock,
+    cancel: Cancel,
     is_taken: bool,
     is_cloned: bool,
 }
 
 impl Volume {
-    fn look(wish: Wanted, name: String, holding: &Holding, cancel: &Cancel) -> Result<Volume> {
+    fn look(
+        wish: Wanted,
+        name: String,
+        holding: &Holding,
+        observer: &dyn Observer,
+        cancel: &Cancel,
+    ) -> Result<Volume> {
         let label = wish.place.to_string();
         let Some(state) = &holding.state_dir else {
             return Err(Error::new(ErrorKind::Unsupported, "there is no place for a lock on it")
@@ -145,6 +154,12 @@ impl Volume {
                     .hint("`zfs list -t volume` lists the volumes"));
             }
         };
+        if volume.run.is_some() {
+            let message = "this is a clone that voltar made, which goes with the next backup";
+            return Err(Error::new(ErrorKind::InvalidRequest, message)
+                .on(label)
+                .hint("back up the volume that it is a clone of"));
+        }
         if volume.is_locked {
             return Err(Error::new(
                 ErrorKind::SourceUnusable,
@@ -157,7 +172,8 @@ impl Volume {
         let pool = name.split('/').next().unwrap_or_default();
         let ours: Vec<Dataset> =
             family.iter().filter(|it| is_ours(it, volume.guid)).cloned().collect();
-        clear_clones(&ours)?;
+        // What cannot go is in nobody's way.
+        tell(observer, clear_clones(&ours));
         let is_base = |it: &Dataset| it.kind == Kind::Bookmark || is_ours(it, volume.guid);
         Ok(Volume {
             guid: volume.guid,
@@ -166,6 +182,7 @@ impl Volume {
             bases: family.into_iter().filter(is_base).collect(),
             ours,
             lock,
+            cancel: cancel.clone(),
             is_taken: false,
             is_cloned: false,
             wish,
@@ -217,20 +234,39 @@ impl Volume {
 
 /// Whether a run of ours made this snapshot or bookmark of the volume with this guid.
 pub fn is_ours(dataset: &Dataset, volume_guid: u64) -> bool {
-    let tagged = |sign| {
-        let (_, tag) = dataset.name.split_once(sign)?;
-        let (run, guid) = tag.strip_prefix(MARK)?.split_once('-')?;
-        (guid == format!("{volume_guid:016x}")).then(|| run.to_owned())
+    matches!(dataset.kind, Kind::Snapshot | Kind::Bookmark)
+        && made_of(dataset) == Some(format!("{volume_guid:016x}"))
+}
+
+/// Whether a run of ours made this clone of a snapshot of `volume`.
+pub fn is_clone_of(dataset: &Dataset, volume: &Dataset) -> bool {
+    dataset.kind == Kind::Volume
+        && made_of(dataset) == Some(format!("{:016x}", volume.guid))
+        && dataset.name.strip_prefix(&volume.name).is_some_and(|tag| tag.starts_with('-'))
+}
+
+/// If a run of ours made it: the guid of the volume that it was made of, as the name has it.
+pub fn made_of(dataset: &Dataset) -> Option<String> {
+    let sign = match dataset.kind {
+        Kind::Snapshot => "@",
+        Kind::Bookmark => "#",
+        Kind::Volume => "-",
+        Kind::Filesystem => return None,
     };
-    match dataset.kind {
-        Kind::Snapshot => dataset.run.is_some() && tagged('@') == dataset.run,
-        Kind::Bookmark => tagged('#').is_some_and(|run| run.bytes().all(|it| it.is_ascii_digit())),
-        Kind::Volume | Kind::Filesystem => false,
-    }
+    let (_, tag) = dataset.name.rsplit_once(&format!("{sign}{MARK}"))?;
+    let (run, guid) = tag.split_once('-')?;
+    let says_so = match dataset.kind {
+        // It has no properties.
+        Kind::Bookmark => run.bytes().all(|byte| byte.is_ascii_digit()),
+        _ => dataset.run.as_deref() == Some(run),
+    };
+    let is_guid = guid.len() == 16 && guid.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (says_so && is_guid).then(|| guid.to_owned())
 }
 
 /// Takes away the clones that killed runs left of their snapshots.
 fn clear_clones(ours: &[Dataset]) -> Result<()> {
+    let mut outcome = Ok(());
     for snapshot in ours {
         let names: Vec<&str> = snapshot.clones.iter().map(String::as_str).collect();
         if names.is_empty() {
@@ -238,11 +274,9 @@ fn clear_clones(ours: &[Dataset]) -> Result<()> {
         }
         // A clone that the user made of it has no such property.
         let made = zfs::datasets(&names)?.into_iter().filter(|clone| clone.run == snapshot.run);
-        for clone in made {
-            zfs::destroy(&clone.name)?;
-        }
+        outcome = made.map(|clone| zfs::destroy(&clone.name)).fold(outcome, Result::and);
     }
-    Ok(())
+    outcome
 }
 
 /// A snapshot and the device of its clone.
@@ -341,6 +375,7 @@ fn held(volume: Volume, opened: Opened, run: &str, keep: Keep) -> Held {
         proof: proof_of(&volume, &snapshot),
         snapshot: snapshot.clone(),
         bases: volume.bases.clone(),
+        cancel: volume.cancel.clone(),
     };
     let device = Arc::new(device);
     let origin = File::open(device_path(&volume.name));
@@ -418,6 +453,7 @@ struct ZfsChanges {
     proof: Proof,
     /// Bookmarks of the volume and snapshots of ours, as they were before this one.
     bases: Vec<Dataset>,
+    cancel: Cancel,
 }
 
 impl ZfsChanges {
@@ -459,7 +495,8 @@ impl ChangeSource for ZfsChanges {
     fn stream(&self, base: Option<(&Proof, u64)>) -> Result<Box<dyn ChangeStream>, Degraded> {
         let base = base.map(|(proof, _)| self.base(proof)).transpose()?;
         let started = Sender::start(&self.snapshot.name, base.map(|base| base.name.as_str()));
-        let (sender, output) = started.map_err(|error| Degraded(in_words(&error)))?;
+        let (sender, pipe) = started.map_err(|error| Degraded(in_words(&error)))?;
+        let output = Output::new(pipe, &self.cancel);
         let expected = Expected {
             to_guid: self.snapshot.guid,
             from_guid: base.map(|base| base.guid),
@@ -477,7 +514,7 @@ fn in_words(error: &Error) -> String {
 /// A stream with who sends it. The stream's end of the pipe goes first, so that the sender is not
 /// kept waiting when both are dropped.
 struct SentStream {
-    stream: VolumeStream<ChildStdout>,
+    stream: VolumeStream<Output>,
     sender: Sender,
 }
 
@@ -531,6 +568,11 @@ mod tests {
         assert!(!ours("tank/v#voltar-old-00000000000000ab", Kind::Bookmark, None));
         assert!(!ours("tank/v#mine", Kind::Bookmark, None));
         assert!(!ours(&format!("tank/{tag}"), Kind::Volume, Some("17")));
+        let volume = Dataset { guid: 0xAB, ..dataset("tank/v", Kind::Volume, None) };
+        let is_clone = |name: String, run| is_clone_of(&dataset(&name, Kind::Volume, run), &volume);
+        assert!(is_clone(format!("tank/v-{tag}"), Some("17")));
+        assert!(!is_clone(format!("tank/v-{tag}"), None), "the user's of that name");
+        assert!(!is_clone(format!("tank/w-{tag}"), Some("17")));
     }
 
     #[test]
@@ -544,6 +586,7 @@ mod tests {
             snapshot: dataset("tank/new@now", Kind::Snapshot, None),
             proof: proof("5", "6", "7"),
             bases: vec![dataset("tank/new#whatever", Kind::Bookmark, None)],
+            cancel: Cancel::new(),
         };
         assert_eq!(source.base(&proof("5", "6", "1")).unwrap().name, "tank/new#whatever");
         let why = |proof: Proof| source.base(&proof).unwrap_err().0;

@@ -46,5 +46,23 @@ lvrename -qq vg/other vg/thin
 mv other.voltar thin.voltar
 udevadm settle
 
+step 'what is not a volume of its own, and what is kept, is no source'
+for part in vg-pool_tdata vg-pool_tmeta vg-pool-tpool; do
+    expect 1 voltar backup "disk=/dev/mapper/$part" thin.voltar
+    said 'a part of other logical volumes'
+done
+base=$(lvs --noheadings -o lv_name -S 'lv_tags=voltar' vg | tr -d ' ')
+expect 1 voltar backup "disk=lvm:vg/$base" thin.voltar
+said 'a snapshot that voltar keeps'
+
+step 'what is kept of a volume that is gone stays, and is told of'
+expect 0 voltar sources --json
+holds '.strays == []'
+lvremove -qq -y vg/thin
+expect 0 voltar sources --json
+holds '.strays == [{name: $name, kind: "snapshot", remove: "lvremove \($name)"}]' --arg name "vg/$base"
+holds '[.sources[].source] == ["lvm:vg/thick"]'
+check lvremove -qq -y "vg/$base"
+
 vgchange -q -an vg
 passed

@@ -23,6 +23,16 @@ for try in {1..40}; do
 done
 generation=$((generation + 41))
 check [ "$killed" = 1 ]
+
+step 'while somebody reads the metadata, it may be his'
+theirs=$(held)
+exec 9</dev/mapper/vg-pool_tmeta
+backup thin
+degraded 'another tool holds'
+check [ "$(held)" = "$theirs" ]
+exec 9<&-
+backup thin
+check [ "$(held)" = - ]
 backup thin
 good
 

@@ -32,6 +32,14 @@ impl Human for SourcesReport {
                 page.push_str(&table.render());
             }
         }
+        for stray in &self.strays {
+            page.push_str(&format!(
+                "note: {} {} is of a volume that is gone; if it is of no use: {}\n",
+                text::clean(&stray.kind),
+                text::clean(&stray.name),
+                text::clean(&stray.remove)
+            ));
+        }
         for warning in &self.warnings {
             page.push_str(&format!("note: {}\n", text::clean(warning)));
         }
@@ -50,7 +58,7 @@ fn kept(source: &SourceSummary) -> String {
 
 #[cfg(test)]
 mod tests {
-    use voltar_engine::report::KeptSummary;
+    use voltar_engine::report::{KeptSummary, StraySummary};
 
     use super::super::fake::view;
     use super::*;
@@ -65,11 +73,22 @@ mod tests {
             trouble: None,
             kept: vec![KeptSummary { name: "data_voltar_1".into(), kind: "snapshot".into() }],
         };
-        let report = SourcesReport { sources: vec![source], warnings: vec!["no zfs\n".into()] };
+        let stray = StraySummary {
+            name: "vg/old_voltar_3".into(),
+            kind: "snapshot".into(),
+            remove: "lvremove vg/old_voltar_3".into(),
+        };
+        let report = SourcesReport {
+            sources: vec![source],
+            strays: vec![stray],
+            warnings: vec!["no zfs\n".into()],
+        };
         assert_eq!(
             report.human(&view()),
             "source              kind   size  changes from  kept here               trouble\n\
              lvm:vg/da\\x1b[1mta  thin  8 GiB  dm-thin       snapshot data_voltar_1\n\
+             note: snapshot vg/old_voltar_3 is of a volume that is gone; if it is of no use: \
+             lvremove vg/old_voltar_3\n\
              note: no zfs\\n\n"
         );
         let nothing = SourcesReport::default().human(&view());
