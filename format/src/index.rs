@@ -11,7 +11,7 @@
 //! says so. Each bucket has one 512-bit block in its group's filter page, so that an id the run
 //! does not hold costs one read, almost always.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 
 use crate::checksum::{BodyHasher, crc32c, crc32c_of};
@@ -332,22 +332,20 @@ pub struct RunBuilder {
     last: Option<Id>,
     slot: u64,
     page: Vec<u8>,
-    groups: VecDeque<Group>,
+    groups: BTreeMap<u64, Group>,
     pages_out: u64,
     hasher: BodyHasher,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Group {
-    number: u64,
     filter: Vec<u8>,
     slots: Vec<(Vec<u8>, u16)>,
 }
 
 impl Group {
-    fn new(number: u64) -> Group {
-        let filter_len = BLOCK_LEN.saturating_sub(PageHead::LEN);
-        Group { number, filter: vec![0; filter_len], slots: Vec::new() }
+    fn new() -> Group {
+        Group { filter: vec![0; BLOCK_LEN.saturating_sub(PageHead::LEN)], slots: Vec::new() }
     }
 }
 
@@ -382,7 +380,7 @@ impl RunBuilder {
             last: None,
             slot: 0,
             page: Vec::with_capacity(BLOCK_LEN),
-            groups: VecDeque::from([Group::new(0)]),
+            groups: BTreeMap::new(),
             pages_out: 0,
             hasher: BodyHasher::new(),
         }
@@ -424,7 +422,7 @@ impl RunBuilder {
 
     /// How many closed pages wait for the filter of their group.
     pub fn pages_held(&self) -> usize {
-        self.groups.iter().map(|group| group.slots.len()).sum()
+        self.groups.values().map(|group| group.slots.len()).sum()
     }
 
     fn close_page(&mut self, overflows: bool) {
@@ -435,20 +433,7 @@ impl RunBuilder {
     }
 
     fn group(&mut self, number: u64) -> &mut Group {
-        let first = self.groups.front().map_or(0, |group| group.number);
-        let at = number.saturating_sub(first) as usize;
-        while self.groups.len() <= at {
-            let next = first.saturating_add(self.groups.len() as u64);
-            self.groups.push_back(Group::new(next));
-        }
-        // The loop above made it; index 0 exists because a builder starts with one group and
-        // flushing keeps the last.
-        let last = self.groups.len().saturating_sub(1);
-        let at = at.min(last);
-        match self.groups.get_mut(at) {
-            Some(group) => group,
-            None => unreachable!("a builder always has a group"),
-        }
+        self.groups.entry(number).or_insert_with(Group::new)
     }
 
     fn set_filter(&mut self, id: &Id, bucket: u64) {
@@ -468,13 +453,9 @@ impl RunBuilder {
         number: u64,
         write: &mut impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        while self.groups.front().is_some_and(|group| group.number < number) {
-            if let Some(group) = self.groups.pop_front() {
-                self.write_group(&group, write)?;
-            }
-        }
-        if self.groups.is_empty() {
-            self.groups.push_back(Group::new(number));
+        while let Some(group) = self.groups.first_entry().filter(|group| *group.key() < number) {
+            let group = group.remove();
+            self.write_group(&group, write)?;
         }
         Ok(())
     }
@@ -816,6 +797,24 @@ mod tests {
         builder.push(&at(0xff), &mut |_| Err("full")).unwrap_err();
         assert_eq!(builder.slot, GROUP_SLOTS, "of {} buckets", builder.buckets);
         assert_eq!(builder.pages_held(), 0);
+    }
+
+    #[test]
+    fn a_run_has_a_page_for_each_bucket_and_no_more() {
+        for (count_max, page_count) in [(1, 2), (64, 2), (65, 3), (63 * 64, 64), (63 * 64 + 1, 66)]
+        {
+            let mut pages = Vec::new();
+            let mut write = |page: &[u8]| {
+                pages.extend_from_slice(page);
+                Ok::<(), Infallible>(())
+            };
+            let mut builder = RunBuilder::new(count_max);
+            let only = IndexEntry { id: Id::default(), ..entry(0) };
+            let Ok(()) = builder.push(&only, &mut write);
+            let Ok(run) = builder.finish(&mut write);
+            assert_eq!((run.entry_count, run.page_count), (1, page_count));
+            assert_eq!(check_all(&pages, &run).unwrap(), 1);
+        }
     }
 
     #[test]
