@@ -376,7 +376,7 @@ mod tests {
         }
     }
 
-    fn encode(manifest: &[u8], runs: &[RunEntry]) -> (Vec<u8>, Commit) {
+    fn first<'a>(manifest: &'a [u8], runs: &'a [RunEntry]) -> NewCommit<'a> {
         NewCommit {
             archive_id: ARCHIVE,
             session: SessionId([4; 16]),
@@ -391,7 +391,10 @@ mod tests {
             runs,
             manifest,
         }
-        .encode()
+    }
+
+    fn encode(manifest: &[u8], runs: &[RunEntry]) -> (Vec<u8>, Commit) {
+        first(manifest, runs).encode()
     }
 
     #[test]
@@ -409,6 +412,33 @@ mod tests {
         assert_eq!((at.0, &twin[..]), (65536 + commit.len, &bytes[len..]));
         let (at, twin) = Commit::twin(&bytes[len..]).unwrap();
         assert_eq!((at.0, &twin[..]), (65536, &bytes[..len]));
+    }
+
+    #[test]
+    fn a_commit_follows_the_one_before_it() {
+        let (_, one) = NewCommit { offset: LogOffset(4096), ..first(b"", &[]) }.encode();
+        let (bytes, two) = NewCommit {
+            offset: one.end(),
+            sequence: 8,
+            previous_record: LogOffset(8192),
+            previous: Some(&one),
+            ..first(b"", &[])
+        }
+        .encode();
+        assert_eq!(Commit::decode_at(&bytes, one.end(), Some(ARCHIVE)).unwrap(), two);
+        assert_eq!((two.head.number, two.head.log_start), (2, one.end()));
+        assert_eq!((two.head.previous, two.head.previous_len), (one.offset, one.len));
+        assert_eq!(two.head.previous_hash, one.head.content_hash);
+        for copy in bytes.chunks(two.len as usize) {
+            let head = RecordHead::decode(copy).unwrap();
+            assert_eq!((head.last_commit, head.previous), (one.offset, LogOffset(8192)));
+        }
+    }
+
+    #[test]
+    fn a_commit_without_a_manifest_has_no_snapshot() {
+        assert_eq!(encode(b"", &[run()]).1.snapshot_id(), None);
+        assert_eq!(encode(b"{}", &[run()]).1.snapshot_id(), Some(snapshot_id(b"{}")));
     }
 
     #[test]
@@ -446,6 +476,25 @@ mod tests {
         assert_eq!(forged(|content| content[148] = 2), "F-042");
         assert_eq!(forged(|content| content[148..152].fill(0xff)), "F-042");
         assert_eq!(forged(|content| content[160] = 1), "F-042");
+    }
+
+    #[test]
+    fn f_042_runs_and_manifests_have_limits() {
+        let decoded = |manifest: &[u8], runs: &[RunEntry]| {
+            let offset = runs.last().and_then(RunEntry::end).unwrap_or(LogOffset(4096));
+            let (bytes, _) = NewCommit { offset, ..first(manifest, runs) }.encode();
+            Commit::decode_at(&bytes, offset, Some(ARCHIVE)).map_err(|error| error.requirement)
+        };
+        let following =
+            |n: u32| RunEntry { offset: LogOffset(4096 + u64::from(n) * run().len), ..run() };
+        let runs: Vec<RunEntry> = (0..=RUNS_MAX).map(following).collect();
+        let (_, most) = runs.split_last().unwrap();
+        assert_eq!(decoded(b"", most).unwrap().runs, most);
+        assert_eq!(decoded(b"", &runs), Err("F-042"));
+        let manifest = vec![b' '; MANIFEST_LEN_MAX as usize + 1];
+        let (_, longest) = manifest.split_last().unwrap();
+        assert_eq!(decoded(longest, &[]).unwrap().manifest, longest);
+        assert_eq!(decoded(&manifest, &[]), Err("F-042"));
     }
 
     #[test]

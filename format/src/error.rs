@@ -124,3 +124,16 @@ pub(crate) fn require(
         false => Err(FormatError::new(structure, requirement, problem())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_say_which_structure_where_and_what() {
+        let error = FormatError::new(Structure::Commit, "F-040", "its hash is wrong");
+        assert_eq!(error.to_string(), "commit: its hash is wrong (F-040)");
+        let placed = error.at(LogOffset(4096)).at(LogOffset(0));
+        assert_eq!(placed.to_string(), "commit at 0x1000: its hash is wrong (F-040)");
+    }
+}

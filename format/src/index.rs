@@ -208,7 +208,7 @@ impl<'a> Page<'a> {
             .ok_or_else(|| fail("F-060", format!("page {number} does not start like a page")))?;
         let head = PageHead::decode(head_bytes)
             .map_err(|_| fail("F-060", format!("page {number} is cut short")))?;
-        let blank = PageHead { crc: 0, magic: head.magic, ..head };
+        let blank = PageHead { crc: 0, ..head };
         let crc = crc32c_of(&[&blank.encode(), body]);
         if crc != head.crc {
             let stored = head.crc;
@@ -226,9 +226,10 @@ impl<'a> Page<'a> {
         let consistent = head.flags & !(FLAG_FILTER | FLAG_OVERFLOW) == 0
             && usize::from(head.count) <= PAGE_ENTRIES
             && (head.flags & FLAG_OVERFLOW == 0 || usize::from(head.count) == PAGE_ENTRIES)
-            && (!is_filter || (head.count == 0 && head.flags == FLAG_FILTER))
-            && (!is_filter || body.get(..48).is_some_and(is_zero))
-            && (is_filter || body.get(used..).is_some_and(is_zero));
+            && match is_filter {
+                true => head.count == 0 && body.get(..48).is_some_and(is_zero),
+                false => body.get(used..).is_some_and(is_zero),
+            };
         match consistent {
             true => Ok(Page { head, body }),
             false => Err(fail("F-064", format!("page {number}: count or flags are wrong"))),
@@ -800,6 +801,17 @@ mod tests {
     }
 
     #[test]
+    fn pages_wait_for_the_filter_of_their_group() {
+        let mut builder = RunBuilder::new(2 * PAGE_ENTRIES as u64 + 1);
+        for n in 0..=2 * PAGE_ENTRIES as u64 {
+            let mut entry = IndexEntry { id: Id::default(), ..entry(n) };
+            (entry.id.0[30], entry.id.0[31]) = ((n >> 8) as u8, n as u8);
+            builder.push(&entry, &mut |_| Err("the first group is not complete")).unwrap();
+        }
+        assert_eq!(builder.pages_held(), 2, "two are full, the third is being filled");
+    }
+
+    #[test]
     fn a_run_has_a_page_for_each_bucket_and_no_more() {
         for (count_max, page_count) in [(1, 2), (64, 2), (65, 3), (63 * 64, 64), (63 * 64 + 1, 66)]
         {
@@ -815,6 +827,44 @@ mod tests {
             assert_eq!((run.entry_count, run.page_count), (1, page_count));
             assert_eq!(check_all(&pages, &run).unwrap(), 1);
         }
+    }
+
+    #[test]
+    fn slots_and_their_pages_lead_to_one_another() {
+        for slot in 0..5 * GROUP_SLOTS {
+            assert!(!is_filter_slot(page_of_slot(slot)));
+            assert_eq!(slot_of_page(page_of_slot(slot)), slot);
+        }
+    }
+
+    #[test]
+    fn numbers_of_a_run_fit_one_another() {
+        assert!(is_plausible(9, 1, 2) && is_plausible(9, 1, 3));
+        let most = RUN_ENTRIES_MAX;
+        assert!(is_plausible(most, most, pages_for(most)));
+        let wrong = [
+            (0, 1, 2),
+            (most + 1, 1, 2),
+            (9, 0, 2),
+            (9, most + 1, pages_for(most + 1)),
+            (9, 1, 1),
+            (9, 1, 4),
+        ];
+        for (entries, buckets, pages) in wrong {
+            assert!(!is_plausible(entries, buckets, pages), "{entries} {buckets} {pages}");
+        }
+    }
+
+    #[test]
+    fn a_full_page_is_followed_only_by_greater_ids() {
+        let mut entries: Vec<IndexEntry> = (0..=PAGE_ENTRIES as u64).map(entry).collect();
+        entries.sort_by_key(|entry| entry.id);
+        let missing = entries.remove(PAGE_ENTRIES / 2);
+        let body: Vec<u8> = entries.iter().flat_map(IndexEntry::encode).collect();
+        let bytes = encode_page(1, PAGE_ENTRIES as u16, FLAG_OVERFLOW, &body);
+        let page = Page::decode(&bytes, 1).unwrap();
+        assert_eq!(page.find(&missing.id).unwrap(), Found::Absent);
+        assert_eq!(page.find(&Id([0xff; 32])).unwrap(), Found::Next);
     }
 
     #[test]
@@ -840,6 +890,21 @@ mod tests {
         assert_eq!(moved.requirement, "F-061");
     }
 
+    #[test]
+    fn f_060_a_page_is_a_block_that_starts_with_its_magic() {
+        let sealed = |mut bytes: Vec<u8>| {
+            bytes[4..8].fill(0);
+            let crc = crc32c(&bytes).to_le_bytes();
+            bytes[4..8].copy_from_slice(&crc);
+            Page::decode(&bytes, 1).map(|_| ()).map_err(|error| error.requirement)
+        };
+        let good = encode_page(1, 0, 0, &[]);
+        assert_eq!(sealed(good.clone()), Ok(()));
+        assert_eq!(sealed([b"VIDY", &good[4..]].concat()), Err("F-060"));
+        assert_eq!(sealed([&good[..], &[0]].concat()), Err("F-060"));
+        assert_eq!(sealed(good[..BLOCK_LEN - 1].to_vec()), Err("F-060"));
+    }
+
     fn forged(count: u16, flags: u16, body: &[u8]) -> Result<Vec<IndexEntry>> {
         let bytes = encode_page(1, count, flags, body);
         let page = Page::decode(&bytes, 1)?;
@@ -852,6 +917,9 @@ mod tests {
         two.sort_by_key(|entry| std::cmp::Reverse(entry.id));
         let body = [two[0].encode(), two[1].encode()].concat();
         assert_eq!(forged(2, 0, &body).unwrap_err().requirement, "F-062");
+        let twice = encode_page(1, 2, 0, &[entry(1).encode(), entry(1).encode()].concat());
+        let page = Page::decode(&twice, 1).unwrap();
+        assert_eq!(page.entries().unwrap_err().requirement, "F-062");
     }
 
     #[test]
@@ -869,6 +937,10 @@ mod tests {
         assert_eq!(forged(0, 0, &[1]).unwrap_err().requirement, "F-064");
         assert_eq!(forged(1, 2, &entry(1).encode()).unwrap_err().requirement, "F-061");
         assert_eq!(forged(1, 1, &entry(1).encode()).unwrap_err().requirement, "F-064");
+        for (count, flags) in [(1, 2), (0, 2 | 1), (85, 2 | 1)] {
+            let bytes = encode_page(0, count, flags, &[]);
+            assert_eq!(Page::decode(&bytes, 0).unwrap_err().requirement, "F-064", "a filter page");
+        }
         let order = OrderCheck { buckets: 1, last: None, overflowed: true };
         assert_eq!(order.finish().unwrap_err().requirement, "F-064");
     }
@@ -897,6 +969,17 @@ mod tests {
             let page = Page::decode(&bytes, 1).unwrap();
             assert_eq!(page.find(&wrong.id).unwrap_err().requirement, "F-066");
             assert_eq!(page.entries().unwrap_err().requirement, "F-066");
+        }
+    }
+
+    #[test]
+    fn f_068_a_run_speaks_of_what_lies_before_it() {
+        let entry = entry(1);
+        let end = entry.frame.checked_add(entry.frame_len.into()).unwrap();
+        entry.check_before(end).unwrap();
+        let endless = IndexEntry { frame: LogOffset(u64::MAX), ..entry };
+        for (entry, run) in [(entry, LogOffset(end.0 - 1)), (endless, LogOffset(u64::MAX))] {
+            assert_eq!(entry.check_before(run).unwrap_err().requirement, "F-068");
         }
     }
 
