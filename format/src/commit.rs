@@ -318,8 +318,7 @@ impl CommitHead {
                     && self.log_start == LogOffset(block)
             }
             LogOffset(previous) => {
-                previous >= block
-                    && previous.is_multiple_of(block)
+                previous.is_multiple_of(block)
                     && (block..=COMMIT_LEN_MAX).contains(&self.previous_len)
                     && end == Some(self.log_start)
                     && self.number >= 2
@@ -504,6 +503,17 @@ mod tests {
         assert_eq!(forged(|content| content[48] = 0), "F-043");
         assert_eq!(forged(|content| content[48] = 2), "F-043");
         assert_eq!(forged(|content| content[72] = 1), "F-043");
+        let follows = |number: u8, previous: u64, len: u64| {
+            forged(|content| {
+                content[48] = number;
+                content[56..64].copy_from_slice(&previous.to_le_bytes());
+                content[64..72].copy_from_slice(&len.to_le_bytes());
+                content[104..112].copy_from_slice(&(previous + 2 * len).to_le_bytes());
+            })
+        };
+        assert_eq!(follows(1, 8192, 4096), "F-043");
+        assert_eq!(follows(2, 8193, 4096), "F-043");
+        assert_eq!(follows(2, 8192, 0), "F-043");
         // A commit that names itself would be listed for ever.
         let own = 65536u64.to_le_bytes();
         assert_eq!(
@@ -531,6 +541,8 @@ mod tests {
     fn f_046_runs_are_sane() {
         assert_eq!(forged(|content| content[192 + 8] = 1), "F-046");
         assert_eq!(forged(|content| content[192..200].fill(0xf0)), "F-046");
+        assert_eq!(forged(|content| content[192] = 1), "F-046");
+        assert_eq!(forged(|content| content[192..200].fill(0)), "F-046");
         assert_eq!(forged(|content| content[192 + 40] = 0xff), "F-046");
     }
 

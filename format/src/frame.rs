@@ -401,7 +401,15 @@ mod tests {
     fn f_021_lengths_must_agree() {
         assert_eq!(with_head(|head, _| head.stored_len += 1), "F-021");
         assert_eq!(with_head(|head, _| head.raw_len = u32::MAX), "F-021");
-        assert_eq!(with_head(|head, _| head.chunk_count = 0), "F-021");
+        let no_items = |head: &mut FrameHead, _: &mut [u8]| {
+            (head.chunk_count, head.stored_len) = (0, 64 + head.payload_len);
+        };
+        assert_eq!(with_head(no_items), "F-021");
+        let longer_when_stored = |head: &mut FrameHead, _: &mut [u8]| {
+            (head.codec, head.payload_len) = (Codec::Zstd as u8, head.raw_len + 1);
+            head.stored_len += 1;
+        };
+        assert_eq!(with_head(longer_when_stored), "F-021");
         assert_eq!(with_head(|head, _| head.payload_len = u32::MAX), "F-021");
         let shorter = |head: &mut FrameHead, _: &mut [u8]| {
             head.payload_len -= 1;

@@ -954,6 +954,25 @@ mod tests {
     }
 
     #[test]
+    fn f_065_two_filters_are_kept_at_a_time() {
+        let (pages, run) = build((0..20_000).map(entry).collect());
+        let id = entry(1).id;
+        let own = filter_page_of(bucket_of(&id, run.buckets));
+        let at = own as usize * BLOCK_LEN;
+        let blank = encode_page(own, 0, FLAG_FILTER, &[]);
+        let check = |kept: &[Option<(u64, &[u8])>]| {
+            let mut filters = Filters::default();
+            kept.iter().for_each(|page| filters.keep(*page));
+            filters.check(&id, run.buckets).map_err(|error| error.requirement)
+        };
+        let other = Some((own + 64, &pages[..BLOCK_LEN]));
+        assert_eq!(check(&[Some((own, &pages[at..at + BLOCK_LEN])), other]), Ok(()));
+        assert_eq!(check(&[Some((own, &blank))]), Err("F-065"));
+        assert_eq!(check(&[Some((own, &blank)), other]), Err("F-065"));
+        assert_eq!(check(&[Some((own, &blank)), other, None]), Ok(()), "kept longer than needed");
+    }
+
+    #[test]
     fn f_066_entries_are_in_range() {
         let wrong = [
             IndexEntry { slot: 256, ..entry(1) },

@@ -236,6 +236,10 @@ mod tests {
         }
     }
 
+    fn attached(n: usize) -> Attached {
+        Attached { name: format!("file {n}"), size: ATTACHED_LEN_MAX, pieces: Vec::new() }
+    }
+
     fn refused(change: impl FnOnce(&mut Manifest)) -> &'static str {
         let mut manifest = manifest();
         change(&mut manifest);
@@ -247,6 +251,44 @@ mod tests {
     fn round_trip() {
         let bytes = manifest().encode().unwrap();
         assert_eq!(Manifest::decode(&bytes).unwrap(), manifest());
+    }
+
+    #[test]
+    fn volumes_are_found_by_their_names() {
+        let mut manifest = manifest();
+        manifest.volumes.push(Volume { name: "second".into(), ..manifest.volumes[0].clone() });
+        assert_eq!(manifest.volume("second"), Some(&manifest.volumes[1]));
+        assert_eq!(manifest.volume("third"), None);
+    }
+
+    #[test]
+    fn what_is_at_its_limit_is_taken() {
+        let mut manifest = manifest();
+        let disk = manifest.volumes[0].clone();
+        let named = |n| Volume { name: format!("{n:0>255}"), ..disk.clone() };
+        manifest.volumes = (0..VOLUMES_MAX).map(named).collect();
+        manifest.attached = (0..ATTACHED_MAX).map(attached).collect();
+        manifest.tags.insert("x".repeat(NAME_LEN_MAX), String::new());
+        let disk = &mut manifest.volumes[0];
+        disk.size = 2 * UNREADABLE_MAX as u64;
+        disk.unreadable = (0..UNREADABLE_MAX as u64).map(|n| (2 * n, 1)).collect();
+        let bytes = manifest.encode().unwrap();
+        assert_eq!(Manifest::decode(&bytes).unwrap(), manifest);
+    }
+
+    #[test]
+    fn f_051_a_manifest_has_a_greatest_length() {
+        let of_len = |len: usize| {
+            let empty =
+                serde_json::to_vec(&Manifest { host: String::new(), ..manifest() }).unwrap();
+            Manifest { host: "x".repeat(len - empty.len()), ..manifest() }
+        };
+        let longest = of_len(MANIFEST_LEN_MAX as usize);
+        assert_eq!(Manifest::decode(&longest.encode().unwrap()).unwrap(), longest);
+        let longer = of_len(MANIFEST_LEN_MAX as usize + 1);
+        assert_eq!(longer.encode().unwrap_err().requirement, "F-051");
+        let longer = serde_json::to_vec(&longer).unwrap();
+        assert_eq!(Manifest::decode(&longer).unwrap_err().requirement, "F-051");
     }
 
     #[test]
@@ -272,9 +314,26 @@ mod tests {
         assert_eq!(refused(|m| m.volumes[0].unreadable.push((50, 1))), "F-051");
         assert_eq!(refused(|m| m.volumes[0].unreadable = vec![(99, 2)]), "F-051");
         assert_eq!(refused(|m| m.volumes[0].unreadable = vec![(9, u64::MAX)]), "F-051");
-        assert_eq!(refused(|m| m.volumes = vec![m.volumes[0].clone(); 1025]), "F-051");
-        let long = vec![b' '; MANIFEST_LEN_MAX as usize + 1];
-        assert_eq!(Manifest::decode(&long).unwrap_err().requirement, "F-051");
+        let numbered = |m: &mut Manifest| {
+            let disk = m.volumes[0].clone();
+            let named = |n| Volume { name: format!("{n}"), ..disk.clone() };
+            m.volumes = (0..=VOLUMES_MAX).map(named).collect();
+        };
+        assert_eq!(refused(numbered), "F-051");
+        assert_eq!(refused(|m| m.attached = (0..=ATTACHED_MAX).map(attached).collect()), "F-051");
+        assert_eq!(refused(|m| m.attached = vec![attached(1), attached(1)]), "F-051");
+        let longer = Attached { size: ATTACHED_LEN_MAX + 1, ..attached(0) };
+        assert_eq!(refused(|m| m.attached.push(longer)), "F-051");
+        for tag in [String::new(), "x".repeat(NAME_LEN_MAX + 1)] {
+            assert_eq!(refused(|m| m.tags = BTreeMap::from([(tag, String::new())])), "F-051");
+        }
+        assert_eq!(refused(|m| m.volumes[0].unreadable = vec![(0, 10), (9, 1)]), "F-051");
+        assert_eq!(refused(|m| m.volumes[0].unreadable = vec![(0, 0)]), "F-051");
+        let too_many = |m: &mut Manifest| {
+            m.volumes[0].size = 1 << 20;
+            m.volumes[0].unreadable = (0..=UNREADABLE_MAX as u64).map(|n| (2 * n, 1)).collect();
+        };
+        assert_eq!(refused(too_many), "F-051");
     }
 
     #[test]

@@ -411,6 +411,36 @@ mod tests {
         assert_eq!(shape(257).child_count(1, 0), 2);
         assert_eq!(shape(257).child_count(0, 2), 0);
         assert_eq!(shape(2).chunk_range(ChunkIndex(1)), 4096..8092);
+        assert_eq!([0, 1].map(|n| shape(2).chunk_bytes(ChunkIndex(n))), [4096, 3996]);
+        assert_eq!((shape(2).size(), shape(2).chunk_len()), (8092, 4096));
+    }
+
+    #[test]
+    fn runs_of_chunks_fill_entries_as_high_as_they_fit() {
+        let level = |chunks| shape(70_000).aligned_level(chunks);
+        assert_eq!([level(0..255), level(0..256), level(0..65_536)], [0, 1, 2]);
+        assert_eq!(level(1..70_000), 0, "it begins between two entries");
+        assert_eq!([level(69_888..69_999), level(69_888..70_000)], [0, 1], "the end is an end");
+    }
+
+    #[test]
+    fn a_builder_knows_which_chunk_comes_next() {
+        let mut builder = MapBuilder::new(shape(1000));
+        let mut out = Vec::new();
+        builder.push(Entry::Data(Id([1; 32])), &mut out);
+        builder.push_run(Entry::Zero, 299, &mut out);
+        assert_eq!(builder.position(), 300);
+        builder.push_run(Entry::Zero, 1000, &mut out);
+        assert_eq!(builder.position(), 1000);
+    }
+
+    #[test]
+    fn a_full_root_is_one_node() {
+        let entries = vec![Entry::Data(Id([1; 32])); MAP_FANOUT];
+        let (root, nodes) = build(shape(256), entries.clone());
+        let [node] = &nodes[..] else { panic!("{} nodes", nodes.len()) };
+        assert_eq!(node.id, root);
+        assert_eq!(Node::decode(&node.bytes, &shape(256), 0, 0).unwrap().entries, entries);
     }
 
     #[test]
@@ -477,12 +507,22 @@ mod tests {
         assert_eq!(refused(&with(4, 9)), "F-071");
         assert_eq!(refused(&with(6, 2)), "F-074");
         assert_eq!(refused(&with(6, 0)), "F-072");
+        assert_eq!(refused(&with(8, 4)), "F-072");
         assert_eq!(refused(&with(8, 0)), "F-074");
         assert_eq!(refused(&with(16, 0)), "F-073");
         assert_eq!(refused(&with(16, 9)), "F-073");
         assert_eq!(refused(&with(20, 1)), "F-074");
         assert_eq!(refused(&good[..good.len() - 1]), "F-074");
         assert_eq!(Node::decode(good, &shape(2), 0, 0).unwrap_err().requirement, "F-072");
+    }
+
+    #[test]
+    fn f_071_levels_are_bounded() {
+        let node = |level| Node { level, entries: vec![Entry::Zero] };
+        let highest = node(MAP_LEVEL_MAX);
+        assert_eq!(Node::decode_any(&highest.encode()).unwrap(), highest);
+        let error = Node::decode_any(&node(MAP_LEVEL_MAX + 1).encode()).unwrap_err();
+        assert_eq!(error.requirement, "F-071");
     }
 
     #[test]

@@ -218,6 +218,8 @@ mod tests {
             decode(&bad).expect_err("a flipped bit passed");
         }
         assert_eq!(decode(&good[..100]).unwrap_err().requirement, "F-010");
+        let other = RecordHead { magic: *b"VOLTREC\x02", ..head() }.seal();
+        assert_eq!(decode(&other).unwrap_err().requirement, "F-010");
     }
 
     #[test]

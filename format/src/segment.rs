@@ -7,7 +7,7 @@
 
 use crate::checksum::{body_hash, crc32c};
 use crate::error::{FormatError, Result, Structure};
-use crate::frame::{ChunkEntry, Codec, Frame, decode_entries, head_len};
+use crate::frame::{ChunkEntry, Codec, Frame, FrameHead, decode_entries, head_len};
 use crate::limits::{
     BLOCK_LEN, FRAME_ALIGN, FRAME_CHUNKS_MAX, FRAME_RAW_LEN_MAX, SEGMENT_CHUNKS_MAX,
     SEGMENT_LEN_MAX,
@@ -168,6 +168,23 @@ impl Footer {
     }
 }
 
+impl FrameEntry {
+    /// The entry of the frame with this head that starts `offset` bytes into its segment.
+    fn new(offset: u32, head: &FrameHead) -> FrameEntry {
+        FrameEntry {
+            offset,
+            stored_len: head.stored_len,
+            payload_len: head.payload_len,
+            raw_len: head.raw_len,
+            payload_crc: head.payload_crc,
+            head_crc: head.head_crc,
+            chunk_count: head.chunk_count,
+            codec: head.codec,
+            reserved: Reserved,
+        }
+    }
+}
+
 /// What a data segment holds: its frames, and their items in the same order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Table {
@@ -183,17 +200,7 @@ impl Table {
     /// # Errors
     /// The frame's own, if it does not decode.
     pub fn push(&mut self, offset: u32, frame: &Frame<'_>) {
-        self.frames.push(FrameEntry {
-            offset,
-            stored_len: frame.head.stored_len,
-            payload_len: frame.head.payload_len,
-            raw_len: frame.head.raw_len,
-            payload_crc: frame.head.payload_crc,
-            head_crc: frame.head.head_crc,
-            chunk_count: frame.head.chunk_count,
-            codec: frame.head.codec,
-            reserved: Reserved,
-        });
+        self.frames.push(FrameEntry::new(offset, &frame.head));
         self.chunks.extend_from_slice(&frame.entries);
     }
 
@@ -379,15 +386,7 @@ impl Table {
 /// # Errors
 /// F-032.
 pub fn check_frame_entry(entry: &FrameEntry, frame: &Frame<'_>) -> Result<()> {
-    let head = &frame.head;
-    let same = entry.stored_len == head.stored_len
-        && entry.payload_len == head.payload_len
-        && entry.raw_len == head.raw_len
-        && entry.payload_crc == head.payload_crc
-        && entry.head_crc == head.head_crc
-        && entry.chunk_count == head.chunk_count
-        && entry.codec == head.codec;
-    match same {
+    match *entry == FrameEntry::new(entry.offset, &frame.head) {
         true => Ok(()),
         false => Err(FormatError::new(
             Structure::Frame,
@@ -486,6 +485,29 @@ mod tests {
     }
 
     #[test]
+    fn f_030_a_table_head_says_how_long_the_table_is() {
+        let len = |magic, frame_count, chunk_count| {
+            let mut head = TableHead {
+                magic,
+                reserved_a: Reserved,
+                frame_count,
+                chunk_count,
+                entries_crc: 0,
+                reserved_b: Reserved,
+                crc: 0,
+            };
+            head.crc = crc32c(&head.encode()[..60]);
+            Table::encoded_len(&head.encode()).map_err(|error| error.requirement)
+        };
+        let most = SEGMENT_CHUNKS_MAX + u32::from(FRAME_CHUNKS_MAX);
+        assert_eq!(len(TABLE_MAGIC, 2, 5), Ok(64 + 2 * 32 + 5 * 48));
+        assert_eq!(len(TABLE_MAGIC, most, most), Ok(64 + most as usize * 80));
+        assert_eq!(len(TABLE_MAGIC, 2, most + 1), Err("F-030"));
+        assert_eq!(len(TABLE_MAGIC, 3, 2), Err("F-030"));
+        assert_eq!(len(*b"VTAC", 2, 5), Err("F-030"));
+    }
+
+    #[test]
     fn f_032_overlapping_frames_are_refused() {
         let mut table = table();
         table.frames[1].offset = 128;
@@ -511,6 +533,121 @@ mod tests {
         }
     }
 
+    /// A table of frames with the lengths of these items, coded so that a frame of several items
+    /// takes one byte less than they do.
+    fn table_of(frames: &[&[u32]]) -> Table {
+        let mut table = Table::default();
+        for items in frames {
+            let entries = items.iter().map(|len| ChunkEntry {
+                raw_len: *len,
+                ..ChunkEntry::new(ItemKind::Chunk, Id::default(), 0, 0)
+            });
+            table.chunks.extend(entries);
+            let raw_len = items.iter().sum();
+            let (codec, payload_len) = match items {
+                [_] => (Codec::Store, raw_len),
+                _ => (Codec::Zstd, raw_len - 1),
+            };
+            table.frames.push(FrameEntry {
+                offset: table.offset_in_segment() as u32,
+                stored_len: head_len(items.len() as u16) as u32 + payload_len,
+                payload_len,
+                raw_len,
+                payload_crc: 0,
+                head_crc: 0,
+                chunk_count: items.len() as u16,
+                codec: codec as u8,
+                reserved: Reserved,
+            });
+        }
+        table
+    }
+
+    fn outcome(table: &Table) -> Result<(), &'static str> {
+        let decoded = Table::decode(&table.encode()).map_err(|error| error.requirement)?;
+        assert_eq!(decoded, *table);
+        Ok(())
+    }
+
+    #[test]
+    fn f_032_each_rule_of_a_frame_counts_by_itself() {
+        let full = [1; FRAME_CHUNKS_MAX as usize];
+        let good = table_of(&[&[7], &full, &[2, 5], &[FRAME_RAW_LEN_MAX]]);
+        assert_eq!(outcome(&good), Ok(()));
+        let crowded = [1; FRAME_CHUNKS_MAX as usize + 1];
+        for frame in [&[2, 0, 5][..], &[FRAME_RAW_LEN_MAX + 1], &crowded] {
+            assert_eq!(outcome(&table_of(&[frame])), Err("F-032"), "{frame:?}");
+        }
+        let wrong: [fn(&mut FrameEntry); 4] = [
+            |frame| frame.stored_len += 1,
+            |frame| frame.codec = Codec::Store as u8,
+            |frame| {
+                frame.payload_len += 2;
+                frame.stored_len += 2;
+            },
+            |frame| frame.codec = 3,
+        ];
+        for change in wrong {
+            let mut table = table_of(&[&[2, 5]]);
+            change(&mut table.frames[0]);
+            assert_eq!(outcome(&table), Err("F-032"), "{:?}", table.frames[0]);
+        }
+    }
+
+    #[test]
+    fn f_032_items_belong_to_frames_within_a_segment() {
+        let mut table = table_of(&[&[2, 5], &[7]]);
+        table.chunks.push(table.chunks[0].clone());
+        assert_eq!(outcome(&table), Err("F-032"));
+        let longest = [FRAME_RAW_LEN_MAX];
+        let rest = SEGMENT_LEN_MAX - table_of(&[&longest[..]; 63]).offset_in_segment();
+        let last = [rest as u32 - head_len(1) as u32];
+        let mut frames = vec![&longest[..]; 63];
+        frames.push(&last);
+        assert_eq!(table_of(&frames).offset_in_segment(), SEGMENT_LEN_MAX);
+        assert_eq!(outcome(&table_of(&frames)), Ok(()));
+        let longer = [last[0] + 1];
+        frames[63] = &longer;
+        assert_eq!(outcome(&table_of(&frames)), Err("F-032"));
+    }
+
+    #[test]
+    fn f_033_a_footer_fits_its_kind_and_its_place() {
+        let (_, tail, end) = sealed();
+        let (data, _) = Footer::decode_at(&tail, end, None).unwrap();
+        let bare = Footer { table_offset: 0, table_len: 0, frame_count: 0, chunk_count: 0, ..data };
+        let index = Footer { kind: RecordKind::Index as u8, ..bare.clone() };
+        let unknown = Footer { kind: 77, ..bare.clone() };
+        let kind = |footer: &Footer| {
+            let end = footer.start.checked_add(footer.len).unwrap();
+            let decoded = Footer::decode_at(&footer.clone().seal(), end, None);
+            decoded.map(|(_, kind)| kind).map_err(|error| error.requirement)
+        };
+        assert_eq!(kind(&index), Ok(RecordKind::Index));
+        assert_eq!(kind(&unknown), Ok(RecordKind::Other));
+        let table_offset = SEGMENT_LEN_MAX as u32 - 4096;
+        let of_data = |len| Footer {
+            kind: RecordKind::Data as u8,
+            table_offset: table_offset + (len - SEGMENT_LEN_MAX) as u32,
+            table_len: 64,
+            len,
+            ..bare.clone()
+        };
+        assert_eq!(kind(&of_data(SEGMENT_LEN_MAX)), Ok(RecordKind::Data));
+        let wrong = [
+            of_data(SEGMENT_LEN_MAX + 4096),
+            Footer { table_offset: 1, ..index.clone() },
+            Footer { table_len: 1, ..index.clone() },
+            Footer { frame_count: 1, ..index.clone() },
+            Footer { chunk_count: 1, ..index.clone() },
+            Footer { start: LogOffset(0), ..index.clone() },
+            Footer { len: 0, ..index },
+        ];
+        for wrong in wrong {
+            assert_eq!(kind(&wrong), Err("F-033"), "{wrong:?}");
+        }
+    }
+
     #[test]
     fn f_033_footer_numbers_are_possible() {
         let (_, tail, end) = sealed();
@@ -532,9 +669,27 @@ mod tests {
     #[test]
     fn f_032_a_whole_frame_in_the_wrong_place_is_noticed() {
         let table = table();
+        let own = frame_bytes(b"first", 0);
+        check_frame_entry(&table.frames[0], &Frame::decode(&own).unwrap()).unwrap();
         let other = frame_bytes(b"other", 0);
         let error = check_frame_entry(&table.frames[0], &Frame::decode(&other).unwrap());
         assert_eq!(error.unwrap_err().requirement, "F-032");
+    }
+
+    #[test]
+    fn f_033_each_number_of_a_footer_fits_its_table() {
+        let (table, tail, end) = sealed();
+        let (footer, _) = Footer::decode_at(&tail, end, None).unwrap();
+        let wrong = [
+            Footer { table_offset: footer.table_offset + 64, ..footer.clone() },
+            Footer { table_len: footer.table_len + 48, ..footer.clone() },
+            Footer { frame_count: 1, ..footer.clone() },
+            Footer { chunk_count: 1, ..footer },
+        ];
+        for wrong in wrong {
+            let error = check_tail(&tail, &wrong, &table).unwrap_err();
+            assert_eq!(error.requirement, "F-033", "{wrong:?}");
+        }
     }
 
     #[test]

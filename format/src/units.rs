@@ -12,11 +12,6 @@ impl LogOffset {
     pub fn checked_add(self, len: u64) -> Option<Self> {
         self.0.checked_add(len).map(LogOffset)
     }
-
-    /// Bytes from `earlier` to here, or `None` if it is later.
-    pub fn checked_since(self, earlier: LogOffset) -> Option<u64> {
-        self.0.checked_sub(earlier.0)
-    }
 }
 
 impl fmt::Display for LogOffset {
