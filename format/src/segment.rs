@@ -616,8 +616,8 @@ mod tests {
         let (_, tail, end) = sealed();
         let (data, _) = Footer::decode_at(&tail, end, None).unwrap();
         let bare = Footer { table_offset: 0, table_len: 0, frame_count: 0, chunk_count: 0, ..data };
-        let index = Footer { kind: RecordKind::Index as u8, ..bare.clone() };
-        let unknown = Footer { kind: 77, ..bare.clone() };
+        let of_kind = |kind| Footer { kind, ..bare.clone() };
+        let (index, unknown) = (of_kind(RecordKind::Index as u8), of_kind(77));
         let kind = |footer: &Footer| {
             let end = footer.start.checked_add(footer.len).unwrap();
             let decoded = Footer::decode_at(&footer.clone().seal(), end, None);
@@ -627,11 +627,10 @@ mod tests {
         assert_eq!(kind(&unknown), Ok(RecordKind::Other));
         let table_offset = SEGMENT_LEN_MAX as u32 - 4096;
         let of_data = |len| Footer {
-            kind: RecordKind::Data as u8,
             table_offset: table_offset + (len - SEGMENT_LEN_MAX) as u32,
             table_len: 64,
             len,
-            ..bare.clone()
+            ..of_kind(RecordKind::Data as u8)
         };
         assert_eq!(kind(&of_data(SEGMENT_LEN_MAX)), Ok(RecordKind::Data));
         let wrong = [

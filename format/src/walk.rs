@@ -196,7 +196,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checksum::chunk_id;
+    use crate::checksum::{chunk_id, node_id};
     use crate::error::FormatError;
     use crate::map::MapBuilder;
     use proptest::prelude::*;
@@ -304,6 +304,23 @@ mod tests {
                 .collect();
             prop_assert_eq!(expand(&runs), expected);
         }
+    }
+
+    #[test]
+    fn f_072_a_node_that_comes_again_is_checked_for_its_new_place() {
+        let mut store = Store::default();
+        let full = Node { level: 0, entries: vec![Entry::Data(chunk_id(b"x")); 256] };
+        let again = Entry::Data(node_id(&full.encode()));
+        let root = Node { level: 1, entries: vec![again; 2] };
+        for bytes in [full.encode(), root.encode()] {
+            store.nodes.insert(node_id(&bytes), bytes);
+        }
+        let shape = Shape::new(300 * 4096, 4096).unwrap();
+        let mut cursor = Cursor::new(shape, node_id(&root.encode()));
+        for _ in 0..256 {
+            cursor.next_run(&mut store).unwrap().unwrap();
+        }
+        assert_eq!(cursor.next_run(&mut store).unwrap_err().requirement, "F-072");
     }
 
     #[test]

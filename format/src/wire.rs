@@ -209,7 +209,17 @@ mod tests {
             assert!(!is_zero(&bytes), "bit at {at}");
             bytes[at] = 0;
         }
+        (bytes[3], bytes[500]) = (1, 1);
+        assert!(!is_zero(&bytes), "two bits that cancel each other out");
         assert!(is_zero(&[]));
+    }
+
+    #[test]
+    fn reserved_bytes_are_written_as_zeroes() {
+        let mut bytes = [1; 4];
+        Reserved::<4>.put(&mut bytes);
+        assert_eq!(bytes, [0; 4]);
+        assert_eq!(Reserved::<4>::get(&[0, 0, 1, 0]), None);
     }
 
     #[test]
