@@ -117,6 +117,8 @@ make_root() {
     ln -sfn bash "$root/usr/bin/sh"
     ln -sfn gawk "$root/usr/bin/awk"
     echo guest >"$root/etc/hostname"
+    # LVM's defaults, without a long file of comments that each command would read.
+    : >"$root/etc/lvm/lvm.conf"
     # No daemons: what happens in the guest, a script did.
     printf 'activation { monitoring = 0 }\nglobal { use_lvmpolld = 0 }\n' >"$root/etc/lvm/lvmlocal.conf"
 }
