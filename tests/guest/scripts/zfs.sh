@@ -1,6 +1,8 @@
 # Sourced by the guest's scripts about ZFS: volumes, their backups, and what is there.
 
 generation=0
+# Where volumes are backed up to.
+archive=a.voltar
 
 # only_bookmarks VOLUME...: of all that voltar makes there is one bookmark of each of these volumes.
 only_bookmarks() {
@@ -31,7 +33,7 @@ write() {
 # back_up VOLUME FILTER [OPTION]...: the report makes the filter true, and what the volume holds comes back.
 back_up() {
     udevadm settle
-    expect 0 voltar backup "disk=zfs:$1" a.voltar --json "${@:3}"
+    expect 0 voltar backup "disk=zfs:$1" "$archive" --json "${@:3}"
     holds "$2"
     comes_back "$1"
 }
@@ -40,7 +42,7 @@ back_up() {
 comes_back() {
     bytes_of "/dev/zvol/$1" >held
     rm -f copy
-    expect 0 voltar restore a.voltar copy
+    expect 0 voltar restore "$archive" copy
     check cmp copy held
 }
 

@@ -54,3 +54,19 @@ fn killed_backups_of_a_zvol_leave_nothing_behind_the_next() {
     let test = "killed_backups_of_a_zvol_leave_nothing_behind_the_next";
     run(test, "zvol_kills", &ZFS_DISKS, SECTORS);
 }
+
+#[test]
+fn received_cloned_and_promoted_zvols_are_known_for_what_they_are() {
+    let test = "received_cloned_and_promoted_zvols_are_known_for_what_they_are";
+    run(test, "zvol_received", &ZFS_DISKS, SECTORS);
+}
+
+#[test]
+fn a_file_system_on_a_zvol_rests_while_the_snapshot_is_made() {
+    run(
+        "a_file_system_on_a_zvol_rests_while_the_snapshot_is_made",
+        "zvol_frozen",
+        &ZFS_DISKS,
+        SECTORS,
+    );
+}
