@@ -33,3 +33,14 @@ fn a_base_that_is_not_what_it_was_is_not_used() {
 fn a_thick_snapshot_that_runs_full_fails_loudly() {
     on_one_disk("a_thick_snapshot_that_runs_full_fails_loudly", "lvm_full");
 }
+
+#[test]
+fn pools_whose_metadata_is_damaged_or_forged_cost_a_full_read() {
+    on_one_disk("pools_whose_metadata_is_damaged_or_forged_cost_a_full_read", "lvm_lies");
+}
+
+#[test]
+fn volumes_on_several_disks_and_in_a_cache_come_back() {
+    let test = "volumes_on_several_disks_and_in_a_cache_come_back";
+    run(test, "lvm_kinds", &[Disk::Blank(64), Disk::Blank(64)], SECTORS);
+}
