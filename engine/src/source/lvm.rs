@@ -194,6 +194,8 @@ impl LvmCapture {
             Some(Err(why)) => view.degraded = Some(why.0),
             None => {}
         }
+        // What nothing can be told since is a base for nobody, and kept only for who wants it.
+        let is_kept = is_kept && (view.change_source.is_some() || self.keep == Keep::Snapshot);
         let hold = LvmHold { origin: origin.clone(), snapshot, is_kept, lock: None };
         Ok((view, hold))
     }

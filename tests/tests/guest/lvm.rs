@@ -40,6 +40,11 @@ fn pools_whose_metadata_is_damaged_or_forged_cost_a_full_read() {
 }
 
 #[test]
+fn what_a_thin_volume_has_of_an_external_origin_is_read() {
+    on_one_disk("what_a_thin_volume_has_of_an_external_origin_is_read", "lvm_external");
+}
+
+#[test]
 fn volumes_on_several_disks_and_in_a_cache_come_back() {
     let test = "volumes_on_several_disks_and_in_a_cache_come_back";
     run(test, "lvm_kinds", &[Disk::Blank(64), Disk::Blank(64)], SECTORS);
