@@ -177,15 +177,30 @@ pub fn thin_pools(group: &str) -> Result<Vec<ThinPool>> {
     Ok(pools.lines().filter_map(pool).collect())
 }
 
-/// A digest of where a volume lies: other bytes may stand where it was moved or grew back.
+/// A digest of where the volume of this full name lies: other bytes may stand where it was moved or
+/// grew back.
 ///
 /// # Errors
 /// Of the tool.
-pub fn layout(volume: &Volume) -> Result<String> {
-    let tool =
-        Tool::new("lvs").args(["--noheadings", "--segments", "-o", "seg_start,seg_pe_ranges"]);
-    let answer = tool.arg(volume.full_name()).answer()?;
-    Ok(blake3::hash(answer.as_bytes()).to_hex().to_string())
+pub fn layout(full_name: &str) -> Result<String> {
+    let tool = Tool::new("lvs").args(["--all", "--noheadings", "--segments"]);
+    let segments = tool.args(["-o", "seg_start,seg_pe_ranges", full_name]).answer()?;
+    let disks = Tool::new("pvs").args(["--noheadings", "-o", "pv_name,pv_uuid"]).answer()?;
+    let places = places(&segments, &disks);
+    Ok(blake3::hash(places.as_bytes()).to_hex().to_string())
+}
+
+/// Segments with the identities of their disks, which may have other names after the host's next
+/// start.
+fn places(segments: &str, disks: &str) -> String {
+    let disks = disks.lines().map(str::split_whitespace);
+    let disks: HashMap<&str, &str> =
+        disks.filter_map(|mut words| Some((words.next()?, words.next()?))).collect();
+    let place = |word: &str| match word.rsplit_once(':') {
+        Some((disk, range)) => format!("{}:{range}", disks.get(disk).unwrap_or(&disk)),
+        None => word.to_owned(),
+    };
+    segments.split_whitespace().map(place).collect::<Vec<String>>().join(" ")
 }
 
 fn parse(answer: &str) -> Result<Vec<Volume>> {
@@ -510,6 +525,15 @@ mod tests {
             assert_eq!(is_name_of_part(&other), other.starts_with("LVM"), "{other}");
         }
         assert!(!is_name_of_part(&format!("LVM-{group}{volume}")));
+    }
+
+    #[test]
+    fn where_a_volume_lies_does_not_depend_on_names_of_disks() {
+        let segments = "    0 /dev/sda:0-15 \n 16 /dev/sdb:3-3 v_rimage_0:0-1\n";
+        let lies = places(segments, "  /dev/sda aaaa-1\n  /dev/sdb  bbbb-2\n");
+        assert_eq!(lies, "0 aaaa-1:0-15 16 bbbb-2:3-3 v_rimage_0:0-1");
+        let renamed = segments.replace("/dev/sdb", "/dev/vdc");
+        assert_eq!(lies, places(&renamed, "  /dev/vdc bbbb-2\n  /dev/sda aaaa-1\n"));
     }
 
     #[test]

@@ -27,6 +27,8 @@ const POOL_UUID: &str = "pool_uuid";
 const THIN_ID: &str = "thin_id";
 const CREATION_TIME: &str = "creation_time";
 const TRANSACTION_ID: &str = "transaction_id";
+/// A repair puts the metadata elsewhere, and what it lost it may have lost of base and volume alike.
+const METADATA_LAYOUT: &str = "metadata_layout";
 
 /// A read-only snapshot of a thin volume, and its pool.
 #[derive(Debug)]
@@ -40,6 +42,7 @@ pub struct ThinSnapshot {
     cancel: Cancel,
     creation_time: u32,
     transaction_id: u64,
+    metadata_layout: String,
 }
 
 impl ThinSnapshot {
@@ -62,6 +65,7 @@ impl ThinSnapshot {
         let pool = Pool { group, name: pool.clone(), uuid: pool_uuid.clone() };
         let device = pool.read(&state, cancel, |metadata| device(metadata, id))?;
         Ok(ThinSnapshot {
+            metadata_layout: pool.metadata_layout()?,
             pool,
             snapshot: snapshot.clone(),
             origin_uuid: origin_uuid.to_owned(),
@@ -92,6 +96,11 @@ impl ThinSnapshot {
         for (key, now, what) in [
             (VOLUME, &self.origin_uuid, "the last backup was of another volume"),
             (POOL_UUID, &self.pool.uuid, "the volume is in another pool than at the last backup"),
+            (
+                METADATA_LAYOUT,
+                &self.metadata_layout,
+                "the pool's metadata was repaired, moved or resized since the last backup",
+            ),
         ] {
             if base.get(key) != Some(now) {
                 return Err(Degraded(what.into()));
@@ -139,6 +148,7 @@ impl ChangeSource for ThinSnapshot {
             (THIN_ID, self.id.to_string()),
             (CREATION_TIME, self.creation_time.to_string()),
             (TRANSACTION_ID, self.transaction_id.to_string()),
+            (METADATA_LAYOUT, self.metadata_layout.clone()),
         ]
         .map(|(key, value)| (key.to_owned(), value))
         .into()

@@ -19,6 +19,7 @@ use crate::device::medium::MediumReader;
 use crate::error::Error;
 use crate::host::dm::{self, PoolStatus};
 use crate::host::lock::Lock;
+use crate::host::lvm;
 use crate::words::with_causes;
 
 /// How long another run of ours may hold the slot: it reads what it needs and goes.
@@ -41,9 +42,23 @@ impl Pool {
         format!("{}-tpool", dm::name_of(&self.group, &self.name))
     }
 
-    /// The mapping of its metadata.
+    /// The name of the volume that holds its metadata.
+    fn metadata(&self) -> String {
+        format!("{}_tmeta", self.name)
+    }
+
+    /// The mapping of that.
     fn metadata_mapping(&self) -> String {
-        dm::name_of(&self.group, &format!("{}_tmeta", self.name))
+        dm::name_of(&self.group, &self.metadata())
+    }
+
+    /// A digest of where its metadata lies.
+    ///
+    /// # Errors
+    /// `Degraded` if LVM does not say.
+    pub fn metadata_layout(&self) -> Result<String, Degraded> {
+        lvm::layout(&format!("{}/{}", self.group, self.metadata()))
+            .map_err(|error| degraded("LVM does not say where the pool's metadata lies", &error))
     }
 
     fn status(&self) -> Result<PoolStatus, Degraded> {

@@ -35,6 +35,11 @@ fn a_thick_snapshot_that_runs_full_fails_loudly() {
 }
 
 #[test]
+fn sick_thin_pools_are_refused_and_well_ones_go_on() {
+    on_one_disk("sick_thin_pools_are_refused_and_well_ones_go_on", "lvm_sick");
+}
+
+#[test]
 fn pools_whose_metadata_is_damaged_or_forged_cost_a_full_read() {
     on_one_disk("pools_whose_metadata_is_damaged_or_forged_cost_a_full_read", "lvm_lies");
 }
