@@ -357,8 +357,7 @@ impl Session {
     ///
     /// # Errors
     /// Of writing or syncing; `Internal` if no reader would understand the commit, or something that
-    /// was to be stored was not. The snapshot
-    /// then does not exist.
+    /// was to be stored was not. The snapshot then does not exist.
     pub fn commit(mut self, manifest: &[u8]) -> Result<(Commit, u64)> {
         self.spill()?;
         if !self.fresh.is_empty() {
