@@ -4,7 +4,7 @@
 //! what we began on the host is ended in order.
 
 use std::ffi::OsStr;
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{ChildStdout, Command, ExitStatus, Stdio};
@@ -20,6 +20,8 @@ use crate::error::{Error, ErrorKind, Result};
 const ANSWER_LEN_MAX: u64 = 64 << 20;
 /// Most bytes of its complaints that are repeated.
 const COMPLAINTS_LEN_MAX: u64 = 64 << 10;
+/// Most bytes that are taken for one line of an answer.
+const LINE_LEN_MAX: u64 = 64 << 10;
 
 /// Where tools are looked for besides `PATH`, which lacks them in some sessions of root.
 const SYSTEM_DIRECTORIES: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
@@ -115,7 +117,38 @@ impl Tool {
     ///
     /// # Errors
     /// `Unsupported` if there is no such tool; if it cannot be started, or says too much.
-    pub fn run(mut self) -> Result<Ended> {
+    pub fn run(self) -> Result<Ended> {
+        self.run_to(|answer| read(answer, ANSWER_LEN_MAX, false))
+    }
+
+    /// Runs it and hands on each line of its answer as it comes; of a line, so many bytes as are ever
+    /// looked at. Stops when `cancel` is raised.
+    ///
+    /// # Errors
+    /// As [`answer`](Tool::answer).
+    pub fn each_line(self, cancel: &Cancel, mut each: impl FnMut(&str)) -> Result<()> {
+        let words = self.words.clone();
+        let ended = self.run_to(|answer| {
+            let Some(answer) = answer else { return Ok(String::new()) };
+            let mut answer = BufReader::new(Output::new(answer, cancel));
+            let mut line = Vec::new();
+            while answer.by_ref().take(LINE_LEN_MAX).read_until(b'\n', &mut line)? > 0 {
+                each(&String::from_utf8_lossy(&line));
+                line.clear();
+            }
+            Ok(String::new())
+        })?;
+        match ended.status.success() {
+            true => Ok(()),
+            false => Err(ended.failure(&words)),
+        }
+    }
+
+    /// Runs it while `take` takes what it writes to standard output.
+    fn run_to(
+        mut self,
+        take: impl FnOnce(Option<ChildStdout>) -> io::Result<String>,
+    ) -> Result<Ended> {
         let failed = |words: &str, error: io::Error| match error.kind() {
             io::ErrorKind::NotFound => missing(words),
             _ => Error::io("cannot run", words, error),
@@ -127,9 +160,13 @@ impl Tool {
         // the other.
         let (answer, complaints) = thread::scope(|scope| {
             let complaints = scope.spawn(|| read(stderr, COMPLAINTS_LEN_MAX, true));
-            let answer = read(stdout, ANSWER_LEN_MAX, false);
+            let answer = take(stdout);
             (answer, complaints.join().unwrap_or_else(|_| Err(io::Error::other("a panic"))))
         });
+        if answer.is_err() {
+            // Nobody listens any more; one that says nothing would not notice.
+            let _ = child.kill();
+        }
         let status = child.wait().map_err(|error| failed(&self.words, error))?;
         Ok(Ended {
             status,
@@ -202,6 +239,18 @@ mod tests {
         let error = Tool::new("voltar-no-such-tool").arg("x").answer().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert_eq!(error.subject(), Some("voltar-no-such-tool"));
+    }
+
+    #[test]
+    fn lines_come_one_by_one_whatever_their_length() {
+        let script = "printf 'one\\n\\n'; head -c 70000 /dev/zero; printf '\\nlast'";
+        let mut lens = Vec::new();
+        let tool = Tool::new("sh").args(["-c", script]);
+        tool.each_line(&Cancel::new(), |line| lens.push(line.len())).unwrap();
+        assert_eq!(lens, [4, 1, 65536, 70000 - 65536 + 1, 4]);
+        let error = Tool::new("sh").args(["-c", "echo why >&2; exit 5"]);
+        let error = error.each_line(&Cancel::new(), |_| unreachable!()).unwrap_err();
+        assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "why (exit status: 5)");
     }
 
     #[test]

@@ -13,7 +13,9 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::command::Tool;
+use crate::cancel::Cancel;
 use crate::error::{Error, ErrorKind, Result};
+use crate::words::with_causes;
 
 /// The user property that says by which run a snapshot or clone was made.
 pub const RUN_PROPERTY: &str = "voltar:run";
@@ -49,6 +51,10 @@ pub struct Dataset {
     pub kind: Kind,
     /// Its identity; a bookmark has that of its snapshot.
     pub guid: u64,
+    /// The pool's transaction group in which it was made; a bookmark has that of its snapshot.
+    pub create_txg: u64,
+    /// Bytes of a snapshot that its volume did not have at the snapshot before.
+    pub written: Option<u64>,
     /// Size of a volume or snapshot in bytes.
     pub size: Option<u64>,
     /// Length of a volume's blocks in bytes.
@@ -61,13 +67,17 @@ pub struct Dataset {
     pub run: Option<String>,
 }
 
-const COLUMNS: &str = "name,type,guid,volsize,volblocksize,keystatus,clones,voltar:run";
+const COLUMNS: &str =
+    "name,type,guid,createtxg,written,volsize,volblocksize,keystatus,clones,voltar:run";
 
 impl Dataset {
     /// From a line of `zfs list -Hp -o COLUMNS`.
     fn parse(line: &str) -> Option<Dataset> {
         let fields: Vec<&str> = line.split('\t').collect();
-        let [name, kind, guid, size, block_len, key, clones, run] = fields[..] else { return None };
+        let [name, kind, guid, create_txg, written, size, block_len, key, clones, run] = fields[..]
+        else {
+            return None;
+        };
         let some =
             |field: &str| Some(field.to_owned()).filter(|field| !["-", ""].contains(&&**field));
         Some(Dataset {
@@ -80,6 +90,8 @@ impl Dataset {
                 _ => return None,
             },
             guid: guid.parse().ok()?,
+            create_txg: create_txg.parse().ok()?,
+            written: written.parse().ok(),
             size: size.parse().ok(),
             block_len: block_len.parse().ok(),
             is_locked: key == "unavailable",
@@ -151,6 +163,82 @@ pub fn pool_guid(pool: &str) -> Result<u64> {
             .on(pool)
             .because(format!("{answer:?}"))
     })
+}
+
+/// What a pool's history says of a volume since one of its snapshots: whether something was received
+/// into it. That can take back what it held at the snapshot (`zfs receive -F`), and leaves bookmarks,
+/// while blocks that come back are as old as they were: no stream since the bookmark has them.
+#[derive(Debug)]
+struct History<'a> {
+    volume: &'a str,
+    snapshot_txg: u64,
+    /// Whether the record of the snapshot was met: the oldest records give way to new ones.
+    reaches_back: bool,
+    is_received: bool,
+    /// Whether something was received into some volume of the pool.
+    is_any_received: bool,
+    is_any_renamed: bool,
+}
+
+impl<'a> History<'a> {
+    fn new(volume: &'a str, snapshot_txg: u64) -> History<'a> {
+        History {
+            volume,
+            snapshot_txg,
+            reaches_back: false,
+            is_received: false,
+            is_any_received: false,
+            is_any_renamed: false,
+        }
+    }
+
+    /// A line of `zpool history -i`: `DATE [txg:N] WHAT`. What is received is a clone first, which
+    /// then changes places with the volume (`dsl_dataset_clone_swap_sync_impl`).
+    fn take(&mut self, line: &str) {
+        let Some((_, record)) = line.split_once(" [txg:") else { return };
+        let Some((txg, what)) = record.split_once("] ") else { return };
+        let Ok(txg) = txg.parse::<u64>() else { return };
+        if txg < self.snapshot_txg {
+            return;
+        }
+        if txg == self.snapshot_txg && what.starts_with("snapshot ") {
+            self.reaches_back = true;
+        }
+        if let Some(clone) = what.strip_prefix("clone swap ") {
+            self.is_any_received = true;
+            // `VOLUME/%recv`; whatever else it is may be of any volume.
+            self.is_received |= clone.split_once("/%").is_none_or(|(name, _)| name == self.volume);
+        }
+        self.is_any_renamed |= what.starts_with("rename ");
+    }
+
+    fn verdict(&self) -> Result<(), &'static str> {
+        match self {
+            History { reaches_back: false, .. } => {
+                Err("the pool's history does not reach back to \
+                 the last backup, so something may have been received into the volume since")
+            }
+            History { is_received: true, .. } => Err(
+                "something was received into the volume, or it was rolled back, since the last backup",
+            ),
+            History { is_any_received: true, is_any_renamed: true, .. } => {
+                Err("volumes of the pool were received and renamed since the last backup")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether nothing was received into a volume since its snapshot of that transaction group.
+///
+/// # Errors
+/// Says what was, or that it cannot be told.
+pub fn check_not_received(volume: &str, snapshot_txg: u64, cancel: &Cancel) -> Result<(), String> {
+    let pool = volume.split('/').next().unwrap_or_default();
+    let mut history = History::new(volume, snapshot_txg);
+    let tool = Tool::new("zpool").args(["history", "-i", pool]);
+    tool.each_line(cancel, |line| history.take(line)).map_err(|error| with_causes(&error))?;
+    history.verdict().map_err(str::to_owned)
 }
 
 /// Makes snapshots of these names, all of one pool, at one instant: all or none.
@@ -279,19 +367,48 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_history_tells_of_what_was_received() {
+        let told = |lines: &[&str]| {
+            let mut history = History::new("tank/a vol", 57);
+            lines.iter().for_each(|line| history.take(line));
+            history.verdict()
+        };
+        let snapshot = "2026-11-21.18:00:01 [txg:57] snapshot tank/a vol@voltar-1-ab (141) ";
+        let swap =
+            |txg: u64, name: &str| format!("2026-11-21.18:00:02 [txg:{txg}] clone swap {name}");
+        let ours = swap(60, "tank/a vol/%recv (150) parent=a vol");
+        let others = swap(61, "tank/b/%recv (151) parent=b");
+        let rename = "2026-11-21.18:00:03 [txg:62] rename tank/c (54) -> tank/d";
+        assert_eq!(told(&[snapshot, &others]), Ok(()));
+        assert_eq!(told(&[&swap(56, "tank/a vol/%recv (99)"), snapshot, rename]), Ok(()));
+        assert_eq!(told(&["2026-11-21.18:00:00 zfs receive -F tank/a vol", snapshot]), Ok(()));
+        assert!(told(&[snapshot, &others, &ours]).unwrap_err().contains("into the volume, or"));
+        assert!(told(&[snapshot, &swap(60, "")]).unwrap_err().contains("into the volume, or"));
+        assert!(told(&[snapshot, &others, rename]).unwrap_err().contains("renamed"));
+        assert!(told(&[&others]).unwrap_err().contains("does not reach back"));
+        assert!(told(&[]).unwrap_err().contains("does not reach back"));
+    }
+
+    #[test]
     fn lines_of_zfs_list_are_understood() {
-        let line = "tank/v@a\tsnapshot\t5714688977164748035\t1048576\t-\t-\ttank/c,tank/d\t17";
+        let line =
+            "tank/v@a\tsnapshot\t5714688977164748035\t57\t0\t1048576\t-\t-\ttank/c,tank/d\t17";
         let snapshot = Dataset::parse(line).unwrap();
         assert_eq!((snapshot.kind, snapshot.guid), (Kind::Snapshot, 5_714_688_977_164_748_035));
         assert_eq!((snapshot.size, snapshot.block_len), (Some(1 << 20), None));
+        assert_eq!((snapshot.create_txg, snapshot.written), (57, Some(0)));
         assert_eq!(snapshot.clones, ["tank/c", "tank/d"]);
         assert_eq!(snapshot.run.as_deref(), Some("17"));
-        let line = "tank/a vol\tvolume\t8\t1048576\t16384\tunavailable\t-\t-";
+        let line = "tank/a vol\tvolume\t8\t5\t4096\t1048576\t16384\tunavailable\t-\t-";
         let volume = Dataset::parse(line).unwrap();
         assert!(volume.is_locked && volume.run.is_none() && volume.clones.is_empty());
-        for line in
-            ["", "tank\tvolume\t8", "tank\tpond\t8\t-\t-\t-\t-\t-", "a\tvolume\t-\t-\t-\t-\t-\t-"]
-        {
+        for line in [
+            "",
+            "tank\tvolume\t8",
+            "tank\tpond\t8\t5\t-\t-\t-\t-\t-\t-",
+            "a\tvolume\t-\t5\t-\t-\t-\t-\t-\t-",
+            "a\tvolume\t8\t-\t-\t-\t-\t-\t-\t-",
+        ] {
             assert_eq!(Dataset::parse(line), None, "{line}");
         }
     }

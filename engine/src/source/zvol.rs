@@ -5,9 +5,9 @@
 //! beside the volume, whose properties stay as they are. Between backups a bookmark stays: it costs
 //! nothing, and changes can be sent since.
 //!
-//! What is ours says so: snapshots and clones by a property, snapshots and bookmarks by a name that
-//! has the volume's guid in it, so that nothing is taken for ours that came here with a copy of
-//! another volume.
+//! What is ours says so: snapshots and clones by a property, and all by a name that has the volume's
+//! guid in it, so that nothing is taken for ours that came here with a copy of another volume, or
+//! that somebody took over under another name.
 
 use std::fs::File;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -44,6 +44,11 @@ pub const KIND: &str = "zfs";
 
 /// Key of the proof: the volume's block length, for who creates one like it.
 pub const BLOCK_LEN: &str = "volblocksize";
+
+/// Key of the proof: how many snapshots the volume had besides.
+const OTHERS: &str = "other_snapshots";
+/// Key of the proof: the guid of an older snapshot that holds the same bytes.
+const SAME_AS: &str = "same_as";
 
 /// What the names of all that is made begin with.
 const MARK: &str = "voltar-";
@@ -154,11 +159,12 @@ impl Volume {
                     .hint("`zfs list -t volume` lists the volumes"));
             }
         };
-        if volume.run.is_some() {
+        if made_of(&volume).is_some() {
             let message = "this is a clone that voltar made, which goes with the next backup";
-            return Err(Error::new(ErrorKind::InvalidRequest, message)
-                .on(label)
-                .hint("back up the volume that it is a clone of"));
+            return Err(Error::new(ErrorKind::InvalidRequest, message).on(label).hint(format!(
+                "back up the volume that it is a clone of, or make it yours: zfs inherit {} {name}",
+                zfs::RUN_PROPERTY
+            )));
         }
         if volume.is_locked {
             return Err(Error::new(
@@ -207,15 +213,15 @@ impl Volume {
     fn open(&mut self, run: &str) -> Result<Opened> {
         let (snapshot, clone) = (self.snapshot(run), self.clone_name(run));
         let label = self.wish.place.to_string();
-        let found = zfs::datasets(&[&snapshot])?.pop();
-        let snapshot = found.filter(|it| it.kind == Kind::Snapshot && it.size.is_some());
-        let snapshot = snapshot.ok_or_else(|| {
+        let snapshots = zfs::family(&self.name)?.into_iter().filter(|it| it.kind == Kind::Snapshot);
+        let (found, others): (Vec<_>, Vec<_>) = snapshots.partition(|it| it.name == snapshot);
+        let snapshot = found.into_iter().find(|it| it.size.is_some()).ok_or_else(|| {
             Error::new(ErrorKind::Internal, "the snapshot of a volume is none").on(&label)
         })?;
         self.is_cloned = true;
         zfs::clone(&snapshot.name, &clone, run)?;
         let device = device_of(&clone, snapshot.size)?;
-        Ok(Opened { snapshot, device })
+        Ok(Opened { snapshot, others, device })
     }
 
     /// Takes away what was made in this run and not handed out.
@@ -240,9 +246,7 @@ pub fn is_ours(dataset: &Dataset, volume_guid: u64) -> bool {
 
 /// Whether a run of ours made this clone of a snapshot of `volume`.
 pub fn is_clone_of(dataset: &Dataset, volume: &Dataset) -> bool {
-    dataset.kind == Kind::Volume
-        && made_of(dataset) == Some(format!("{:016x}", volume.guid))
-        && dataset.name.strip_prefix(&volume.name).is_some_and(|tag| tag.starts_with('-'))
+    dataset.kind == Kind::Volume && made_of(dataset) == Some(format!("{:016x}", volume.guid))
 }
 
 /// If a run of ours made it: the guid of the volume that it was made of, as the name has it.
@@ -257,7 +261,7 @@ pub fn made_of(dataset: &Dataset) -> Option<String> {
     let (run, guid) = tag.split_once('-')?;
     let says_so = match dataset.kind {
         // It has no properties.
-        Kind::Bookmark => run.bytes().all(|byte| byte.is_ascii_digit()),
+        Kind::Bookmark => !run.is_empty() && run.bytes().all(|byte| byte.is_ascii_digit()),
         _ => dataset.run.as_deref() == Some(run),
     };
     let is_guid = guid.len() == 16 && guid.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -272,8 +276,13 @@ fn clear_clones(ours: &[Dataset]) -> Result<()> {
         if names.is_empty() {
             continue;
         }
-        // A clone that the user made of it has no such property.
-        let made = zfs::datasets(&names)?.into_iter().filter(|clone| clone.run == snapshot.run);
+        // What the user made of it, or took over and gave a name of his own, is his.
+        let is_ours = |clone: &Dataset| {
+            clone.kind == Kind::Volume
+                && clone.run == snapshot.run
+                && made_of(clone) == made_of(snapshot)
+        };
+        let made = zfs::datasets(&names)?.into_iter().filter(is_ours);
         outcome = made.map(|clone| zfs::destroy(&clone.name)).fold(outcome, Result::and);
     }
     outcome
@@ -282,6 +291,8 @@ fn clear_clones(ours: &[Dataset]) -> Result<()> {
 /// A snapshot and the device of its clone.
 struct Opened {
     snapshot: Dataset,
+    /// The volume's other snapshots.
+    others: Vec<Dataset>,
     device: FileDevice,
 }
 
@@ -370,9 +381,11 @@ impl Capture for Zvols {
 
 /// A volume whose snapshot and device are there.
 fn held(volume: Volume, opened: Opened, run: &str, keep: Keep) -> Held {
-    let Opened { snapshot, device } = opened;
+    let Opened { snapshot, others, device } = opened;
     let source = ZfsChanges {
-        proof: proof_of(&volume, &snapshot),
+        volume: volume.name.clone(),
+        proof: proof_of(&volume, &snapshot, &others),
+        others,
         snapshot: snapshot.clone(),
         bases: volume.bases.clone(),
         cancel: volume.cancel.clone(),
@@ -400,14 +413,19 @@ fn held(volume: Volume, opened: Opened, run: &str, keep: Keep) -> Held {
     Held { view, identities, hold: Some(Box::new(hold)) }
 }
 
-fn proof_of(volume: &Volume, snapshot: &Dataset) -> Proof {
+fn proof_of(volume: &Volume, snapshot: &Dataset, others: &[Dataset]) -> Proof {
     let number = |number: u64| number.to_string();
+    let before = others.iter().filter(|other| other.create_txg < snapshot.create_txg);
+    let before = before.max_by_key(|other| other.create_txg);
+    let same_as = before.filter(|_| snapshot.written == Some(0)).map(|other| other.guid);
     let fields = [
         ("pool_guid", Some(number(volume.pool_guid))),
         ("volume_guid", Some(number(volume.guid))),
         ("snapshot_guid", Some(number(snapshot.guid))),
         ("name", Some(volume.name.clone())),
         ("volsize", snapshot.size.map(number)),
+        (OTHERS, Some(others.len().to_string())),
+        (SAME_AS, same_as.map(number)),
         (BLOCK_LEN, volume.block_len.map(number)),
     ];
     fields.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
@@ -449,7 +467,11 @@ impl Hold for ZvolHold {
 
 /// What changed in a volume, by `zfs send`.
 struct ZfsChanges {
+    /// The volume's name.
+    volume: String,
     snapshot: Dataset,
+    /// The volume's other snapshots.
+    others: Vec<Dataset>,
     proof: Proof,
     /// Bookmarks of the volume and snapshots of ours, as they were before this one.
     bases: Vec<Dataset>,
@@ -473,6 +495,26 @@ impl ZfsChanges {
             ))
         })
     }
+
+    /// Whether the volume came from what the bookmark `base` remembers by being written to, and not
+    /// by receiving something older: see [`zfs::check_not_received`]. Only a snapshot that is older
+    /// than the base can come back, so where there was none, or one that held the same and is still
+    /// there, no more is asked.
+    fn check_descent(&self, base: &Dataset, proof: &Proof) -> Result<(), Degraded> {
+        let same_as = proof.get(SAME_AS).and_then(|guid| guid.parse::<u64>().ok());
+        let is_there = |guid| self.others.iter().any(|other| other.guid == guid);
+        if base.kind != Kind::Bookmark
+            || proof.get(OTHERS).is_some_and(|others| others == "0")
+            || same_as.is_some_and(is_there)
+        {
+            return Ok(());
+        }
+        zfs::check_not_received(&self.volume, base.create_txg, &self.cancel).map_err(|why| {
+            Degraded(format!(
+                "{why}: changes cannot be told since a bookmark (--keep snapshot can)"
+            ))
+        })
+    }
 }
 
 impl ChangeSource for ZfsChanges {
@@ -493,7 +535,14 @@ impl ChangeSource for ZfsChanges {
     }
 
     fn stream(&self, base: Option<(&Proof, u64)>) -> Result<Box<dyn ChangeStream>, Degraded> {
-        let base = base.map(|(proof, _)| self.base(proof)).transpose()?;
+        let base = match base {
+            Some((proof, _)) => {
+                let base = self.base(proof)?;
+                self.check_descent(base, proof)?;
+                Some(base)
+            }
+            None => None,
+        };
         let started = Sender::start(&self.snapshot.name, base.map(|base| base.name.as_str()));
         let (sender, pipe) = started.map_err(|error| Degraded(in_words(&error)))?;
         let output = Output::new(pipe, &self.cancel);
@@ -546,6 +595,8 @@ mod tests {
             name: name.into(),
             kind,
             guid: 1,
+            create_txg: 1,
+            written: None,
             size: None,
             block_len: None,
             is_locked: false,
@@ -572,7 +623,8 @@ mod tests {
         let is_clone = |name: String, run| is_clone_of(&dataset(&name, Kind::Volume, run), &volume);
         assert!(is_clone(format!("tank/v-{tag}"), Some("17")));
         assert!(!is_clone(format!("tank/v-{tag}"), None), "the user's of that name");
-        assert!(!is_clone(format!("tank/w-{tag}"), Some("17")));
+        assert!(is_clone(format!("tank/w-{tag}"), Some("17")), "the volume was renamed");
+        assert!(!is_clone("tank/rescue".into(), Some("17")), "taken over by the user");
     }
 
     #[test]
@@ -583,6 +635,8 @@ mod tests {
             fields.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
         };
         let source = ZfsChanges {
+            volume: "tank/new".into(),
+            others: Vec::new(),
             snapshot: dataset("tank/new@now", Kind::Snapshot, None),
             proof: proof("5", "6", "7"),
             bases: vec![dataset("tank/new#whatever", Kind::Bookmark, None)],

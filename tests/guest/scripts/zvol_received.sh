@@ -30,6 +30,25 @@ back_up tank/copy "$STREAMED"
 write tank/copy 400 10
 back_up tank/copy "$STREAMED"
 
+step 'received over what was written since: it is taken back, and the bookmark stays'
+write tank/copy 450 10
+back_up tank/copy "$STREAMED"
+write tank/vol 460 10
+zfs snapshot tank/vol@three
+zfs send -i @two tank/vol@three | zfs receive -F tank/copy
+back_up tank/copy "$(degraded 'received into the volume')"
+write tank/copy 470 10
+back_up tank/copy "$STREAMED"
+
+step 'received into and never written to: nothing can be taken back'
+zfs snapshot tank/vol@four
+zfs send -i @three tank/vol@four | zfs receive -F tank/copy
+back_up tank/copy "$(degraded 'received into the volume')"
+write tank/vol 480 10
+zfs snapshot tank/vol@five
+zfs send -i @four tank/vol@five | zfs receive tank/copy
+back_up tank/copy "$STREAMED"
+
 step 'a copy in another place with the old name'
 zfs rename tank/copy tank/old
 zfs send tank/vol@two | zfs receive tank/copy
