@@ -143,7 +143,7 @@ pub struct BackupArgs {
     /// Compare with this snapshot: `auto` (per volume, the newest with its name), `none`, or SNAPSHOT
     #[arg(long, value_name = "SNAPSHOT|auto|none", default_value = "auto")]
     pub parent: String,
-    /// Who is asked what changed: `auto`, `full` (read and compare everything), or one kind
+    /// Who is asked what changed: `auto`, `full` (read and compare all that holds data), or one kind
     #[arg(long, value_name = "auto|full|KIND", default_value = "auto", value_parser = changes)]
     pub changes: Changes,
     /// Share of "unchanged" chunks that are read again and compared

@@ -58,11 +58,11 @@ fn lvm() -> Result<Found> {
         trouble: (!volume.is_active).then(|| "not active".to_owned()),
         kept: ours
             .iter()
-            .filter(|kept| kept.is_ours_of(&volume.uuid))
+            .filter(|kept| kept.is_ours_of(volume))
             .map(|kept| KeptSummary { name: kept.full_name(), kind: "snapshot".into() })
             .collect(),
     };
-    let is_stray = |kept: &&&lvm::Volume| users.iter().all(|volume| !kept.is_ours_of(&volume.uuid));
+    let is_stray = |kept: &&&lvm::Volume| users.iter().all(|volume| !kept.is_ours_of(volume));
     let stray = |kept: &&lvm::Volume| StraySummary {
         name: kept.full_name(),
         kind: "snapshot".into(),
@@ -90,7 +90,11 @@ fn zfs() -> Result<Found> {
             .map(|kept| KeptSummary { name: kept.name.clone(), kind: kind_of(kept).into() })
             .collect(),
     };
-    let is_stray = |kept: &&&Dataset| volumes.iter().all(|volume| !is_kept_of(kept, volume));
+    // What came here with a copy, or went with a promotion, is in use there for all we know.
+    let is_stray = |kept: &&&Dataset| {
+        let guid = zvol::made_of(kept);
+        volumes.iter().all(|volume| guid != Some(format!("{:016x}", volume.guid)))
+    };
     let stray = |kept: &&Dataset| StraySummary {
         name: kept.name.clone(),
         kind: kind_of(kept).into(),

@@ -132,7 +132,10 @@ impl<'a> Backup<'a> {
             Some(archive) => plan::parents(archive, &request.parent, views, context)?,
             None => views.iter().map(|_| None).collect(),
         };
-        let plans = plan_volumes(request, views, parents.clone())?;
+        let plans = plan_volumes(request, views, parents.clone());
+        // Who was interrupted while it was asked says nothing of a change source.
+        context.cancel.check()?;
+        let plans = plans?;
         check_limits(request, views, &plans, time_ns)?;
         let fresh = Arc::new(Fresh::default());
         let mut resumed_bytes = 0;

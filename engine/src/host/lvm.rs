@@ -112,9 +112,10 @@ impl Volume {
         format!("{}/{}", self.group_uuid, self.uuid)
     }
 
-    /// Whether voltar made it, as a snapshot of the volume with this identity.
-    pub fn is_ours_of(&self, origin_uuid: &str) -> bool {
-        self.is_ours() && !origin_uuid.is_empty() && self.origin_uuid == origin_uuid
+    /// Whether voltar made it, as a snapshot of this volume.
+    pub fn is_ours_of(&self, origin: &Volume) -> bool {
+        self.is_ours()
+            && (&self.group_uuid, &self.origin_uuid) == (&origin.group_uuid, &origin.uuid)
     }
 
     /// Whether it carries `tag`.
@@ -177,30 +178,73 @@ pub fn thin_pools(group: &str) -> Result<Vec<ThinPool>> {
     Ok(pools.lines().filter_map(pool).collect())
 }
 
-/// A digest of where the volume of this full name lies: other bytes may stand where it was moved or
-/// grew back.
+/// A digest of where on which disks a volume lies, through the volumes that it consists of: other
+/// bytes may stand where it was moved or grew back.
 ///
 /// # Errors
-/// Of the tool.
-pub fn layout(full_name: &str) -> Result<String> {
-    let tool = Tool::new("lvs").args(["--all", "--noheadings", "--segments"]);
-    let segments = tool.args(["-o", "seg_start,seg_pe_ranges", full_name]).answer()?;
+/// `Unsupported` if not all of it is found; of the tool.
+pub fn layout(group: &str, volume: &str) -> Result<String> {
+    let tool = Tool::new("lvs").args(["--all", "--noheadings", "--separator", "\t"]);
+    let segments = tool.args(["-o", "lv_name,seg_start,seg_pe_ranges", group]).answer()?;
     let disks = Tool::new("pvs").args(["--noheadings", "-o", "pv_name,pv_uuid"]).answer()?;
-    let places = places(&segments, &disks);
-    Ok(blake3::hash(places.as_bytes()).to_hex().to_string())
+    let mut places = String::new();
+    match Layout::new(&segments, &disks).write(volume, 0, &mut places) {
+        Some(()) => Ok(blake3::hash(places.as_bytes()).to_hex().to_string()),
+        None => Err(Error::new(ErrorKind::Unsupported, "not all places of a volume are known")
+            .on(format!("lvm:{group}/{volume}"))),
+    }
 }
 
-/// Segments with the identities of their disks, which may have other names after the host's next
-/// start.
-fn places(segments: &str, disks: &str) -> String {
-    let disks = disks.lines().map(str::split_whitespace);
-    let disks: HashMap<&str, &str> =
-        disks.filter_map(|mut words| Some((words.next()?, words.next()?))).collect();
-    let place = |word: &str| match word.rsplit_once(':') {
-        Some((disk, range)) => format!("{}:{range}", disks.get(disk).unwrap_or(&disk)),
-        None => word.to_owned(),
-    };
-    segments.split_whitespace().map(place).collect::<Vec<String>>().join(" ")
+/// How deep volumes may consist of one another: a cached pool of mirrors is at five.
+const LAYERS_MAX: u32 = 16;
+/// Longest description of where a volume lies, in bytes.
+const PLACES_LEN_MAX: usize = 1 << 20;
+
+/// Where the volumes of a group lie.
+struct Layout<'a> {
+    /// The segments of a volume: where each starts, and the extents that it is on.
+    segments: HashMap<&'a str, Vec<(&'a str, &'a str)>>,
+    /// The identities of disks, whose names may be others after the host's next start.
+    disks: HashMap<&'a str, &'a str>,
+}
+
+impl<'a> Layout<'a> {
+    fn new(segments: &'a str, disks: &'a str) -> Layout<'a> {
+        let mut layout = Layout { segments: HashMap::new(), disks: HashMap::new() };
+        for line in segments.lines() {
+            let mut fields = line.trim_start().split('\t');
+            if let (Some(name), Some(start), Some(ranges)) =
+                (fields.next(), fields.next(), fields.next())
+            {
+                layout.segments.entry(bare(name)).or_default().push((start, ranges));
+            }
+        }
+        let disks = disks.lines().map(str::split_whitespace);
+        layout.disks.extend(disks.filter_map(|mut words| Some((words.next()?, words.next()?))));
+        layout
+    }
+
+    /// Appends where `volume` lies; `None` if that is not known.
+    fn write(&self, volume: &str, layer: u32, places: &mut String) -> Option<()> {
+        let segments = self.segments.get(volume).filter(|_| layer < LAYERS_MAX)?;
+        for (start, ranges) in segments {
+            places.push_str(start);
+            for range in ranges.split_whitespace() {
+                let (place, extents) = range.rsplit_once(':')?;
+                places.push_str(&format!(" {extents}@"));
+                match self.disks.get(place) {
+                    Some(disk) => places.push_str(disk),
+                    None => {
+                        places.push('(');
+                        self.write(bare(place), layer + 1, places)?;
+                        places.push(')');
+                    }
+                }
+            }
+            places.push(';');
+        }
+        (places.len() <= PLACES_LEN_MAX).then_some(())
+    }
 }
 
 fn parse(answer: &str) -> Result<Vec<Volume>> {
@@ -214,7 +258,7 @@ fn parse(answer: &str) -> Result<Vec<Volume>> {
     for row in answer.report.iter().flat_map(|report| &report.lv) {
         let volume = volume_of(row).ok_or_else(|| unknown(format!("{row:?}")))?;
         // A volume of several segments has several rows.
-        if !volumes.iter().any(|known| known.uuid == volume.uuid) {
+        if !volumes.iter().any(|known| known.identity() == volume.identity()) {
             volumes.push(volume);
         }
     }
@@ -413,7 +457,7 @@ pub fn deactivate(volume: &Volume) -> Result<()> {
 /// # Errors
 /// Of the tool, if it is in use for longer than it may.
 pub fn remove(snapshot: &Volume) -> Result<()> {
-    // By its tag as well as by its name: the name alone may be another volume's by now.
+    // By its identity: the name may be another volume's by now.
     let selection = format!("lv_uuid=\"{}\" && lv_tags=\"{TAG}\"", snapshot.uuid);
     let removed = patiently(|| {
         let tool = Tool::new("lvremove").args(["--yes", "--select", &selection]);
@@ -502,9 +546,11 @@ mod tests {
             &[("lv_uuid", "e"), ("lv_name", "rescued"), read_only, tagged, origin],
         ])
         .unwrap();
-        let ours: Vec<bool> = found.iter().map(|volume| volume.is_ours_of("o")).collect();
+        let origin = Volume { uuid: "o".into(), ..found[0].clone() };
+        let ours: Vec<bool> = found.iter().map(|volume| volume.is_ours_of(&origin)).collect();
         assert_eq!(ours, [true, false, false, false, false]);
-        assert!(!found[2].is_ours_of(""));
+        let copy = Volume { group_uuid: "of a clone of the group".into(), ..origin };
+        assert!(!found[0].is_ours_of(&copy));
     }
 
     #[test]
@@ -528,12 +574,25 @@ mod tests {
     }
 
     #[test]
-    fn where_a_volume_lies_does_not_depend_on_names_of_disks() {
-        let segments = "    0 /dev/sda:0-15 \n 16 /dev/sdb:3-3 v_rimage_0:0-1\n";
-        let lies = places(segments, "  /dev/sda aaaa-1\n  /dev/sdb  bbbb-2\n");
-        assert_eq!(lies, "0 aaaa-1:0-15 16 bbbb-2:3-3 v_rimage_0:0-1");
+    fn a_volume_lies_on_disks_whatever_is_between_and_however_they_are_called() {
+        let segments = "  v\t0 \t/dev/sda:0-15\n  v\t16\tm_rimage_0:0-1 [m_rimage_1]:0-1\n  \
+                        [m_rimage_0]\t0\t/dev/sdb:3-4\n  [m_rimage_1]\t0\t/dev/sda:20-21\n  \
+                        loop\t0\tloop:0-1\n  lost\t0\t[unknown]:0-1\n";
+        let lies = |segments: &str, disks: &str, volume| {
+            let mut places = String::new();
+            Layout::new(segments, disks).write(volume, 0, &mut places).map(|()| places)
+        };
+        let disks = "  /dev/sda aaaa-1\n  /dev/sdb  bbbb-2\n";
+        let places = lies(segments, disks, "v").unwrap();
+        assert_eq!(places, "0  0-15@aaaa-1;16 0-1@(0 3-4@bbbb-2;) 0-1@(0 20-21@aaaa-1;);");
         let renamed = segments.replace("/dev/sdb", "/dev/vdc");
-        assert_eq!(lies, places(&renamed, "  /dev/vdc bbbb-2\n  /dev/sda aaaa-1\n"));
+        let names = "  /dev/vdc bbbb-2\n  /dev/sda aaaa-1\n";
+        assert_eq!(lies(&renamed, names, "v").as_ref(), Some(&places));
+        let moved = segments.replace("/dev/sdb:3-4", "/dev/sdb:5-6");
+        assert_ne!(lies(&moved, disks, "v"), Some(places));
+        for unknown in ["loop", "lost", "none"] {
+            assert_eq!(lies(segments, disks, unknown), None, "{unknown}");
+        }
     }
 
     #[test]

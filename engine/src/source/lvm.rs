@@ -148,7 +148,7 @@ fn run_tag() -> String {
 /// Removes what killed runs left and no later one has a use for. We have the volume's lock. What
 /// cannot go is in nobody's way.
 fn remove_temporary(origin: &Volume, volumes: &[Volume], observer: &dyn Observer) {
-    let left = volumes.iter().filter(|volume| volume.is_ours_of(&origin.uuid));
+    let left = volumes.iter().filter(|volume| volume.is_ours_of(origin));
     left.filter(|volume| volume.has_tag(TAG_TEMPORARY))
         .for_each(|volume| tell(observer, lvm::remove(volume)));
 }
@@ -189,6 +189,8 @@ impl LvmCapture {
             (false, true) => Some(thick_source(&snapshot, origin, view.size)),
             (false, false) => None,
         };
+        // Who was interrupted says nothing of the volume.
+        self.cancel.check()?;
         match source {
             Some(Ok(source)) => view.change_source = Some(source),
             Some(Err(why)) => view.degraded = Some(why.0),
@@ -243,9 +245,9 @@ impl Capture for LvmCapture {
             item.is_made = false;
             let volumes = lvm::volumes(Some(&item.origin.group));
             let removed = volumes.and_then(|volumes| {
-                let mut made = volumes.iter().filter(|volume| {
-                    volume.has_tag(&self.run) && volume.is_ours_of(&item.origin.uuid)
-                });
+                let mut made = volumes
+                    .iter()
+                    .filter(|volume| volume.has_tag(&self.run) && volume.is_ours_of(&item.origin));
                 made.try_for_each(lvm::remove)
             });
             outcome = outcome.and(removed);
@@ -280,7 +282,7 @@ impl LvmHold {
     fn remove_others(&self) -> Result<()> {
         let volumes = lvm::volumes(Some(&self.origin.group))?;
         let mut outcome = Ok(());
-        for other in volumes.iter().filter(|volume| volume.is_ours_of(&self.origin.uuid)) {
+        for other in volumes.iter().filter(|volume| volume.is_ours_of(&self.origin)) {
             if other.uuid != self.snapshot.uuid {
                 outcome = outcome.and(lvm::remove(other));
             }

@@ -41,7 +41,7 @@ impl ThickSnapshot {
     /// # Errors
     /// `Degraded` if LVM does not say where the volume lies.
     pub fn new(snapshot: &Volume, origin: &Volume, size: u64) -> Result<Self, Degraded> {
-        let layout = lvm::layout(&origin.full_name())
+        let layout = lvm::layout(&origin.group, &origin.name)
             .map_err(|error| degraded("LVM does not say where the volume lies", &error))?;
         let (snapshot, origin_uuid) = (snapshot.clone(), origin.uuid.clone());
         Ok(ThickSnapshot { snapshot, origin_uuid, layout, size })

@@ -102,8 +102,10 @@ impl ThinSnapshot {
                 "the pool's metadata was repaired, moved or resized since the last backup",
             ),
         ] {
-            if base.get(key) != Some(now) {
-                return Err(Degraded(what.into()));
+            match base.get(key) {
+                Some(then) if then == now => {}
+                Some(_) => return Err(Degraded(what.into())),
+                None => return Err(Degraded(format!("the last backup's proof has no {key}"))),
             }
         }
         let volumes = lvm::volumes(Some(&self.pool.group))

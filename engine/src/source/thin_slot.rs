@@ -57,7 +57,7 @@ impl Pool {
     /// # Errors
     /// `Degraded` if LVM does not say.
     pub fn metadata_layout(&self) -> Result<String, Degraded> {
-        lvm::layout(&format!("{}/{}", self.group, self.metadata()))
+        lvm::layout(&self.group, &self.metadata())
             .map_err(|error| degraded("LVM does not say where the pool's metadata lies", &error))
     }
 
