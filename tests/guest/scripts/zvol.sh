@@ -14,15 +14,19 @@ zfs create -s -b 16K -V 12M tank/vol
 udevadm settle
 size=12 # MiB
 
-# below NUMBER: a random one.
-below() { echo $(((RANDOM * 32768 + RANDOM) % $1)); }
+# below NUMBER: sets `number` to a random one. In a subshell, the seed would not replay it.
+below() { number=$(((RANDOM * 32768 + RANDOM) % $1)); }
 
-# Sectors that were written since the last backup, and blocks that zfs may read besides.
+# Changes the volume at random, and sets `bound` to the bytes that a backup of that may read.
 change() {
-    local first count what written=0 times=$((1 + RANDOM % 4))
+    local number first count what written=0 times=$((1 + RANDOM % 4))
+    # Each piece covers a part of two chunks besides those that it fills, and their bytes come from the stream
+    # and, whole, from the device; so do those that the audit looks at.
+    bound=$(((2 * times + 1) * 2 * 65536))
     for ((; times > 0; times--)); do
         what=$((RANDOM % 4))
-        first=$(below $((size * MIB - 600)))
+        below $((size * MIB - 600))
+        first=$number
         count=$((1 + RANDOM % 512))
         case $what in
         0 | 1)
@@ -37,8 +41,7 @@ change() {
             ;;
         esac
     done
-    # Each piece touches one chunk more than it fills, and so does the audit.
-    bound=$((written * 512 + 6 * 131072))
+    bound=$((bound + written * 512))
 }
 
 sectors write /dev/zvol/tank/vol 1 1 0 $((6 * MIB))
