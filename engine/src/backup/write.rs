@@ -227,7 +227,9 @@ impl<'a> Backup<'a> {
             return self.end_volume(number, view, writer);
         }
         self.check_parent(number, view)?;
-        let plan = self.plans[number].clone();
+        // A fragmented volume has a million of them: they are held once, and go with the volume.
+        let steps = self.plans[number].steps.take();
+        let plan = VolumePlan { steps, ..self.plans[number].clone() };
         let mut writer = VolumeWriter::new(number as u16, &plan, self.store()?);
         self.pump(number, view, &plan, None, &mut writer)?;
         self.end_volume(number, view, writer)

@@ -160,24 +160,7 @@ impl ChangeSource for ThinSnapshot {
         self.check_base(base)?;
         self.pool.read(&self.state, &self.cancel, |metadata| {
             let (old, new) = (self.base_in(metadata, base)?, self.this_in(metadata)?);
-            let block_len = metadata.superblock().data_block_len;
-            let has_grown = base_size < self.size;
-            let mut said = Said::new(block_len);
-            // What the base had mapped behind its end, it did not hold.
-            let end = if has_grown { base_size / block_len } else { said.end() };
-            metadata
-                .diff(&old, &new, |blocks, difference| {
-                    let change = match difference {
-                        Difference::Remapped | Difference::Mapped => Change::Changed,
-                        Difference::Unmapped => Change::Zero,
-                    };
-                    said.push(blocks.start.min(end)..blocks.end.min(end), change);
-                })
-                .map_err(unreadable)?;
-            if has_grown {
-                said.push_mapped(metadata, &new, end)?;
-            }
-            said.finish(self.size)
+            told(metadata, &old, &new, base_size, self.size)
         })
     }
 
@@ -188,6 +171,34 @@ impl ChangeSource for ThinSnapshot {
             said.finish(self.size).map(Some)
         })
     }
+}
+
+/// What became of a volume of `size` bytes since `old`, which had `base_size`.
+fn told(
+    metadata: &Metadata<'_>,
+    old: &ThinDevice,
+    new: &ThinDevice,
+    base_size: u64,
+    size: u64,
+) -> Result<Vec<ChangedExtent>, Degraded> {
+    let block_len = metadata.superblock().data_block_len;
+    let has_grown = base_size < size;
+    let mut said = Said::new(block_len);
+    // What the base had mapped behind its end, it did not hold.
+    let end = if has_grown { base_size / block_len } else { said.end() };
+    metadata
+        .diff(old, new, |blocks, difference| {
+            let change = match difference {
+                Difference::Remapped | Difference::Mapped => Change::Changed,
+                Difference::Unmapped => Change::Zero,
+            };
+            said.push(blocks.start.min(end)..blocks.end.min(end), change);
+        })
+        .map_err(unreadable)?;
+    if has_grown {
+        said.push_mapped(metadata, new, end)?;
+    }
+    said.finish(size)
 }
 
 /// A number of a proof.
@@ -262,5 +273,46 @@ impl Said {
 
     fn finish(self, size: u64) -> Result<Vec<ChangedExtent>, Degraded> {
         self.outcome.map(|()| self.list.finish(size))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::btree_map;
+    use proptest::prelude::*;
+
+    use super::super::thin_metadata::tests::{Cut, Forge};
+    use super::*;
+
+    const BLOCK_LEN: u64 = 65536;
+
+    proptest! {
+        #[test]
+        fn what_is_told_is_so_whatever_the_sizes(
+            old in btree_map(0..24_u64, 0..4_u64, 0..24),
+            new in btree_map(0..24_u64, 0..4_u64, 0..24),
+            base_size in 1..24 * BLOCK_LEN,
+            size in 1..24 * BLOCK_LEN,
+        ) {
+            let forge = Forge::pool(&[(&old, Cut::Count(3)), (&new, Cut::Count(2))]);
+            let metadata = Metadata::open(&forge, 0).unwrap();
+            let device = |id| metadata.device(id).unwrap().unwrap();
+            let told = told(&metadata, &device(1), &device(2), base_size, size).unwrap();
+            super::super::check_coverage(&told, size).unwrap();
+            for ChangedExtent { range, change } in told {
+                for block in range.start / BLOCK_LEN..range.end.div_ceil(BLOCK_LEN) {
+                    let (then, now) = (old.get(&block), new.get(&block));
+                    let was_there = range.end.min((block + 1) * BLOCK_LEN).min(size) <= base_size;
+                    match change {
+                        Change::Unchanged => prop_assert!(was_there && then == now),
+                        Change::Zero => prop_assert_eq!(now, None),
+                        // No more than need be.
+                        Change::Changed => {
+                            prop_assert!(now.is_some() && (!was_there || then != now));
+                        }
+                    }
+                }
+            }
+        }
     }
 }

@@ -702,7 +702,7 @@ fn array_at<const LEN: usize>(bytes: &[u8], at: usize) -> [u8; LEN] {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::cell::Cell;
     use std::collections::{BTreeMap, HashMap};
 
@@ -711,14 +711,14 @@ mod tests {
 
     use super::*;
 
-    type Map = BTreeMap<u64, u64>;
+    pub type Map = BTreeMap<u64, u64>;
 
     /// Room for entries in each node: the least that leads to deep trees.
     const MAX: usize = 6;
 
     /// How entries are shared out among nodes.
     #[derive(Clone, Copy, Debug)]
-    enum Cut {
+    pub enum Cut {
         /// So many to a node, whatever their keys.
         Count(usize),
         /// By a multiple of the key, so that nodes begin at the same keys in every tree.
@@ -727,7 +727,7 @@ mod tests {
 
     /// Builds metadata. Nodes with the same entries are one node, as copying on write has it.
     #[derive(Clone, Default)]
-    struct Forge {
+    pub struct Forge {
         blocks: Vec<Block>,
         known: HashMap<Vec<u8>, u64>,
         /// What a reader has read.
@@ -812,7 +812,7 @@ mod tests {
         }
 
         /// A pool of these devices, numbered from 1.
-        fn pool(devices: &[(&Map, Cut)]) -> Forge {
+        pub fn pool(devices: &[(&Map, Cut)]) -> Forge {
             let mut forge = Forge::new();
             let (mut roots, mut details) = (Vec::new(), Vec::new());
             for (id, (map, cut)) in (1_u64..).zip(devices) {
