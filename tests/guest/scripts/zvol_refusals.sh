@@ -32,5 +32,20 @@ zfs snapshot -o voltar:run=1 tank/two@voltar-1
 zfs bookmark tank/two@voltar-1 tank/two#voltar-1
 back_up tank/two '.snapshot != null' --parent none --keep none
 check test "$(made)" = $'tank/two@voltar-1\ntank/two#voltar-1'
+
+step 'a clone that somebody took over stays, and is his to back up'
+make tank/three
+back_up tank/three '.snapshot != null' --parent none --keep snapshot
+kept=$(made | grep '^tank/three@')
+zfs clone -o "voltar:run=$(zfs get -H -o value voltar:run "$kept")" "$kept" tank/rescue
+write tank/three 900 10
+back_up tank/three "$STREAMED"
+check zfs list -H -o name tank/rescue
+archive=b.voltar
+back_up tank/rescue '.snapshot != null' --keep none
+archive=a.voltar
+zfs destroy tank/rescue
+back_up tank/three "$STREAMED"
+check test 0 -eq "$(made | grep -c '^tank/three@' || true)"
 zpool export tank
 passed
