@@ -1,6 +1,7 @@
 //! Runs scripts in the test guest (`tests/guest`): a virtual machine with device mapper, LVM and
 //! ZFS, made of Debian packages, with the voltar of this tree in it.
 
+use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -82,7 +83,10 @@ pub fn run(test: &str, name: &str, disks: &[Disk<'_>], tool: &str) -> Option<Str
     assert!(output.status.success(), "{name}.sh: {}\n{printed}{complaints}", output.status);
     let checks = checks(&printed);
     assert!(checks.is_some_and(|checks| checks > 0), "{name}.sh checked nothing:\n{printed}");
-    eprint!("{printed}");
+    // Past the test runner, which shows only what failing tests print: what was done in the guest
+    // belongs into every log.
+    let shown = format!("{name}.sh:\n{printed}");
+    std::io::stderr().write_all(shown.as_bytes()).expect("standard error can be written to");
     Some(printed)
 }
 
