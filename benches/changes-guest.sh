@@ -2,14 +2,13 @@
 # their archives are on $D2.
 set -euo pipefail
 mib=$1
-export XDG_STATE_HOME=/root/state
 mkfs.ext4 -q "$D2"
 mkdir /archives
 mount "$D2" /archives
 
+# timed COMMAND: the row of a snapshot that is made and removed by hand.
 timed() {
     local start=${EPOCHREALTIME/[.,]/} took
-    shift
     "$@" >/dev/null 2>&1
     took=$(((${EPOCHREALTIME/[.,]/} - start) / 1000))
     printf '%-14s %-16s %5d.%03d\n' "$label" snapshot $((took / 1000)) $((took % 1000))
@@ -24,7 +23,7 @@ lvcreate -qq -y -V "${mib}M" -T vg/pool -n thin
 udevadm settle
 label='thin volume'
 bash changes-rows.sh "$label" voltar /dev/vg/thin lvm:vg/thin /archives/a.voltar "$mib" /root/state
-timed snapshot by_lvm
+timed by_lvm
 vgchange -q -an vg >/dev/null
 
 modprobe zfs
@@ -33,5 +32,5 @@ zfs create -s -b 16K -V "${mib}M" tank/vol
 udevadm settle
 label='zvol'
 bash changes-rows.sh "$label" voltar /dev/zvol/tank/vol zfs:tank/vol /archives/a.voltar "$mib" /root/state
-timed snapshot by_zfs
+timed by_zfs
 zpool export tank

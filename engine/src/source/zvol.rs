@@ -31,6 +31,7 @@ use crate::host::zfs::{self, Dataset, Kind, Sender};
 use crate::io::ioctl;
 use crate::observe::Observer;
 use crate::options::{Holding, Keep, Place};
+use crate::words::with_causes;
 
 /// How long a clone's device may take to appear.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(15);
@@ -544,7 +545,7 @@ impl ChangeSource for ZfsChanges {
             None => None,
         };
         let started = Sender::start(&self.snapshot.name, base.map(|base| base.name.as_str()));
-        let (sender, pipe) = started.map_err(|error| Degraded(in_words(&error)))?;
+        let (sender, pipe) = started.map_err(|error| Degraded(with_causes(&error)))?;
         let output = Output::new(pipe, &self.cancel);
         let expected = Expected {
             to_guid: self.snapshot.guid,
@@ -553,11 +554,6 @@ impl ChangeSource for ZfsChanges {
         };
         Ok(Box::new(SentStream { stream: VolumeStream::new(output, expected), sender }))
     }
-}
-
-fn in_words(error: &Error) -> String {
-    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
-    format!("{error}{}", cause.unwrap_or_default())
 }
 
 /// A stream with who sends it. The stream's end of the pipe goes first, so that the sender is not
