@@ -31,7 +31,7 @@ use crate::report::{
     AttachedSummary, ByteRange, InspectRecord, InspectReport, ListReport, ShowReport,
     SnapshotSummary, VolumeDetail, VolumeSummary,
 };
-use crate::words::{count, counted};
+use crate::words::{count, counted, followed_by_causes};
 
 /// Opens the archive in the file at `path`, to be read.
 ///
@@ -424,16 +424,9 @@ fn format_words(archive: &Archive, error: FormatError) -> String {
     chain_words(&format_error(archive.label(), error))
 }
 
-/// An error and its causes in one line.
+/// An error's message and causes in one line, without what it is about.
 pub(crate) fn chain_words(error: &Error) -> String {
-    let mut words = error.message().to_owned();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        words.push_str(": ");
-        words.push_str(&error.to_string());
-        cause = error.source();
-    }
-    words
+    followed_by_causes(error.message().to_owned(), error)
 }
 
 const NS_PER_S: i64 = 1_000_000_000;

@@ -12,7 +12,11 @@ pub fn counted(count: u64, one: &str, many: &str) -> String {
 
 /// An error with all its causes, for who prints one line.
 pub fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
+    followed_by_causes(error.to_string(), error)
+}
+
+/// What was said of an error, with all its causes.
+pub fn followed_by_causes(mut words: String, error: &dyn std::error::Error) -> String {
     let mut cause = error.source();
     while let Some(error) = cause {
         words = format!("{words}: {error}");
