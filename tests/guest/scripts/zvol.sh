@@ -13,6 +13,7 @@ zpool create -o cachefile=none tank "$D0"
 zfs create -s -b 16K -V 12M tank/vol
 udevadm settle
 size=12 # MiB
+pieces=1 # that the volume was ever written, discarded or cut in
 
 # below NUMBER: sets `number` to a random one. In a subshell, the seed would not replay it.
 below() { number=$(((RANDOM * 32768 + RANDOM) % $1)); }
@@ -21,8 +22,10 @@ below() { number=$(((RANDOM * 32768 + RANDOM) % $1)); }
 change() {
     local number first count what written=0 times=$((1 + RANDOM % 4))
     # Each piece covers a part of two chunks besides those that it fills, and their bytes come from the stream
-    # and, whole, from the device; so do those that the audit looks at.
-    bound=$(((2 * times + 1) * 2 * 65536))
+    # and, whole, from the device; so do those that the audit looks at. Streams speak of holes that were there
+    # before as well, so that of two chunks at the ends of each older piece all may be read again.
+    bound=$(((2 * times + 1 + pieces) * 2 * 65536))
+    pieces=$((pieces + times))
     for ((; times > 0; times--)); do
         what=$((RANDOM % 4))
         below $((size * MIB - 600))
