@@ -21,6 +21,7 @@ const ALLOWED: [(&str, &[&str]); 3] = [
             "memmap2",
             "nix",
             "rand",
+            "rustls",
             "serde",
             "serde_json",
             "thiserror",
