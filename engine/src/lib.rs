@@ -17,6 +17,7 @@ pub mod inspect;
 pub mod io;
 mod io_engine;
 mod limit;
+pub mod nbd;
 pub mod observe;
 pub mod options;
 pub mod pipeline;
