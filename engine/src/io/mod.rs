@@ -13,6 +13,7 @@ pub mod op;
 pub mod probe;
 pub mod ring;
 pub mod route;
+pub mod sockets;
 
 pub use buffer::{Buffer, BufferPool};
 pub use op::{Completion, Driver, Op, OpKind};
