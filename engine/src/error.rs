@@ -79,7 +79,8 @@ impl Error {
         }))
     }
 
-    /// A failed system call on `subject`. `ENOSPC`, `EDQUOT` and `ENOENT` choose their own kinds.
+    /// A failed system call on `subject`. `ENOSPC`, `EDQUOT`, `ENOENT` and a wish to stop choose their
+    /// own kinds.
     pub fn io(
         message: impl Into<String>,
         subject: impl Into<String>,
@@ -89,6 +90,8 @@ impl Error {
         let kind = match source.kind() {
             K::StorageFull | K::QuotaExceeded | K::FileTooLarge => ErrorKind::NoSpace,
             K::NotFound => ErrorKind::NotFound,
+            // Signals are waited out below; what comes up is somebody's wish to stop.
+            K::Interrupted => ErrorKind::Interrupted,
             _ => ErrorKind::Io,
         };
         Error::new(kind, message).on(subject).because(source)

@@ -356,7 +356,7 @@ fn listed(known: &Option<Vec<String>>) -> String {
 }
 
 /// A server's text, fit for a terminal: short, on one line, in reading order.
-fn show(text: &[u8]) -> String {
+pub(super) fn show(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     let mut shown = String::new();
     for (at, c) in text.chars().enumerate() {
