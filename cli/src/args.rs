@@ -134,7 +134,8 @@ pub struct HoldingArgs {
 /// Arguments of `backup`.
 #[derive(Args, Debug)]
 pub struct BackupArgs {
-    /// What to back up: [NAME=]PATH of a block device or a file, lvm:GROUP/VOLUME or zfs:POOL/VOLUME
+    /// What to back up: [NAME=]PATH of a block device or a file, lvm:GROUP/VOLUME, zfs:POOL/VOLUME or
+    /// the URI of an NBD export (nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH)
     #[arg(required = true, value_name = "SOURCE")]
     pub sources: Vec<OsString>,
     /// Where to: a file, created if missing, or `-` for standard output
@@ -191,8 +192,8 @@ pub struct RestoreArgs {
     /// What to restore
     #[arg(value_name = "ARCHIVE[@SNAPSHOT]")]
     pub archive: OsString,
-    /// Where to: a block device, a file, lvm:GROUP/VOLUME or zfs:POOL/VOLUME, created if missing; NAME=
-    /// tells several apart
+    /// Where to: a block device, a file, lvm:GROUP/VOLUME or zfs:POOL/VOLUME, created if missing, or the
+    /// URI of an NBD export; NAME= tells several apart
     #[arg(required = true, value_name = "[NAME=]TARGET")]
     pub targets: Vec<OsString>,
     /// Which volume of the snapshot goes to the one TARGET

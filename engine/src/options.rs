@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::cancel::Cancel;
+use crate::nbd::Uri;
 use crate::observe::{Observer, Silent};
 
 /// Which I/O engine to run on.
@@ -147,6 +148,8 @@ pub enum Place {
     },
     /// A zvol: the dataset's name, pool first.
     Zfs(String),
+    /// An export of an NBD server.
+    Nbd(Uri),
 }
 
 impl fmt::Display for Place {
@@ -155,6 +158,7 @@ impl fmt::Display for Place {
             Place::Path(path) => path.display().fmt(f),
             Place::Lvm { group, volume } => write!(f, "lvm:{group}/{volume}"),
             Place::Zfs(dataset) => write!(f, "zfs:{dataset}"),
+            Place::Nbd(uri) => uri.fmt(f),
         }
     }
 }

@@ -6,6 +6,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use voltar_engine::nbd::Uri;
+use voltar_engine::nbd::uri::Endpoint;
 use voltar_engine::options::{Place, Selector};
 
 use super::selector;
@@ -55,7 +57,8 @@ pub fn named(word: &OsStr, world: &dyn World) -> Result<Named, CommandError> {
     }
 }
 
-/// Reads `[NAME=]SOURCE`: a path, `lvm:GROUP/VOLUME` or `zfs:POOL/VOLUME`, with the volume's name.
+/// Reads `[NAME=]SOURCE`: a path, `lvm:GROUP/VOLUME`, `zfs:POOL/VOLUME` or the URI of an NBD export,
+/// with the volume's name.
 pub fn source(word: &OsStr, world: &dyn World) -> Result<(String, Place), CommandError> {
     let (name, place) = target(word, world)?;
     let name = match (name, &place) {
@@ -63,12 +66,13 @@ pub fn source(word: &OsStr, world: &dyn World) -> Result<(String, Place), Comman
         (None, Place::Path(path)) => default_name(path)?,
         (None, Place::Lvm { volume, .. }) => volume.clone(),
         (None, Place::Zfs(dataset)) => default_name(Path::new(dataset))?,
+        (None, Place::Nbd(uri)) => name_of_export(uri)?,
     };
     Ok((name, place))
 }
 
-/// Reads `[NAME=]TARGET`: a path, `lvm:GROUP/VOLUME` or `zfs:POOL/VOLUME`, with the name if there is
-/// one.
+/// Reads `[NAME=]TARGET`: a path, `lvm:GROUP/VOLUME`, `zfs:POOL/VOLUME` or the URI of an NBD export,
+/// with the name if there is one.
 pub fn target(word: &OsStr, world: &dyn World) -> Result<(Option<String>, Place), CommandError> {
     let (name, rest) = match split_name(word) {
         Some((name, rest)) if !world.exists(Path::new(word)) => (Some(name), rest),
@@ -80,7 +84,16 @@ pub fn target(word: &OsStr, world: &dyn World) -> Result<(Option<String>, Place)
     }
 }
 
-/// A volume that is named by its manager's names; `None` for a path.
+/// The name of an export, or else of who serves it.
+fn name_of_export(uri: &Uri) -> Result<String, CommandError> {
+    match (&uri.endpoint, &*uri.export) {
+        (Endpoint::Tcp { host, .. }, "") => default_name(Path::new(host)),
+        (Endpoint::Unix(socket), "") => default_name(&socket.with_extension("")),
+        (_, export) => default_name(Path::new(export)),
+    }
+}
+
+/// A volume that is named by its manager's names or by a URI; `None` for a path.
 pub fn volume(word: &OsStr, world: &dyn World) -> Result<Option<Place>, CommandError> {
     let Some((kind, rest)) = split_first(word, b':') else { return Ok(None) };
     let (Some(kind), Some(rest)) = (kind.to_str(), rest.to_str()) else { return Ok(None) };
@@ -94,6 +107,13 @@ pub fn volume(word: &OsStr, world: &dyn World) -> Result<Option<Place>, CommandE
         ))
     };
     match kind {
+        "nbd" | "nbds" | "nbd+unix" | "nbds+unix" if rest.starts_with("//") => {
+            let uri = Uri::parse(&lossy(word)).map_err(|error| {
+                let message = format!("this does not name an export: {}", lossy(word));
+                CommandError::usage(message, error.to_string())
+            })?;
+            Ok(Some(Place::Nbd(uri)))
+        }
         "lvm" => match rest.split('/').collect::<Vec<_>>()[..] {
             [group, volume] if is_lvm_name(group) && is_lvm_name(volume) => {
                 Ok(Some(Place::Lvm { group: group.into(), volume: volume.into() }))
@@ -320,6 +340,28 @@ mod tests {
         }
         let file = source(OsStr::new("lvm:vg/data"), &with(&["lvm:vg/data"])).unwrap();
         assert_eq!(file.1, Place::Path("lvm:vg/data".into()));
+    }
+
+    #[test]
+    fn exports_are_named_by_uris() {
+        let named =
+            |word: &str| source(OsStr::new(word), &with(&[])).map_err(|error| error.exit.code());
+        let table = [
+            ("nbd://host/vm/disk", "disk", "nbd://host/vm/disk"),
+            ("nbds://host:1234", "host", "nbds://host:1234"),
+            ("sda=nbd+unix:///?socket=/run/x.sock", "sda", "nbd+unix:///?socket=/run/x.sock"),
+            ("nbd+unix:///?socket=/run/x.sock", "x", "nbd+unix:///?socket=/run/x.sock"),
+            ("nbds+unix:///d?socket=s", "d", "nbds+unix:///d?socket=s"),
+        ];
+        for (word, name, uri) in table {
+            let place = Place::Nbd(Uri::parse(uri).unwrap());
+            assert_eq!(named(word), Ok((name.into(), place)), "{word}");
+        }
+        for word in ["nbd://", "nbd+unix:///", "a=nbd+vsock://1/", "nbd://host/?tls-psk-file=x"] {
+            assert_eq!(named(word), Err(2), "{word}");
+        }
+        let file = source(OsStr::new("nbd://x"), &with(&["nbd://x"])).unwrap();
+        assert_eq!(file.1, Place::Path("nbd://x".into()));
     }
 
     #[test]

@@ -33,8 +33,7 @@ pub fn run(
 ) -> Result<BackupReport, Failed<BackupReport>> {
     let started = Instant::now();
     plan::check_request(request)?;
-    let (observer, cancel) = (&*context.observer, &context.cancel);
-    let held = hold(&request.sources, &request.holding, &written(request), observer, cancel)?;
+    let held = hold(&request.sources, &request.holding, &written(request), context)?;
     let outcome = run_held(request, &held, context, started);
     let is_committed = matches!(&outcome, Ok(report) if report.snapshot.is_some());
     // A base serves the next backup into the same archive: a pipe's is elsewhere.
@@ -68,7 +67,7 @@ impl Drop for Raise<'_> {
 fn written(request: &BackupRequest) -> Vec<PathBuf> {
     let sources = request.sources.iter().filter_map(|source| match &source.place {
         Place::Path(path) => Some(path.clone()),
-        Place::Lvm { .. } | Place::Zfs(_) => None,
+        Place::Lvm { .. } | Place::Zfs(_) | Place::Nbd(_) => None,
     });
     let archive = match &request.archive {
         ArchiveHome::File(path) => Some(path.clone()),

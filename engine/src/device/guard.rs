@@ -19,7 +19,7 @@ use nix::errno::Errno;
 use super::file::{Access, FileDevice, FileIdentity};
 use super::in_use::{self, Use};
 use super::open::{RELEASE_GRACE, check_kind, claim, look, refusal};
-use super::{Device, ExtentKind, Extents, loops};
+use super::{ExtentKind, Extents, loops};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::ioctl;
 
@@ -102,13 +102,18 @@ pub fn guard(target: &Path, request: &GuardRequest) -> Result<Cleared> {
         Error::io("cannot read the target", target.display().to_string(), error)
     })?;
     if holds_data && !request.overwrite && !request.resume_allowed {
-        return Err(refusal(
-            target,
-            "it holds data",
-            "allow it to be overwritten (`--overwrite`) if that data may be lost",
-        ));
+        return Err(holding_data(target));
     }
     Ok(Cleared { device, holds_data })
+}
+
+/// The refusal of a target that holds data.
+pub(crate) fn holding_data(target: &Path) -> Error {
+    refusal(
+        target,
+        "it holds data",
+        "allow it to be overwritten (`--overwrite`) if that data may be lost",
+    )
 }
 
 fn refuse_used(target: &Path, found: Option<Use>) -> Result<()> {
@@ -222,7 +227,7 @@ fn refuse_small(target: &Path, device: &FileDevice, request: &GuardRequest) -> R
 
 /// Whether anything but zeroes is found at the edges, in the samples, or at the start of one of
 /// the first data extents of a file.
-fn holds_data(device: &FileDevice) -> io::Result<bool> {
+pub(crate) fn holds_data(device: &dyn Extents) -> io::Result<bool> {
     let len = device.len()?;
     let mut bytes = vec![0; EDGE_LEN as usize];
     let mut found = |offset: u64, want: u64| -> io::Result<bool> {
@@ -251,7 +256,7 @@ fn sample_offsets(len: u64) -> impl Iterator<Item = u64> {
     })
 }
 
-fn extent_starts(device: &FileDevice, len: u64) -> impl Iterator<Item = u64> {
+fn extent_starts(device: &dyn Extents, len: u64) -> impl Iterator<Item = u64> {
     let mut at = 0;
     std::iter::from_fn(move || {
         while at < len {
@@ -272,6 +277,7 @@ mod tests {
     use std::process::{Child, Command, Stdio};
 
     use super::*;
+    use crate::device::Device;
     use crate::device::test_rig::{Loop, file_with, pattern};
 
     const LEN: usize = 4 << 20;

@@ -95,7 +95,7 @@ pub(super) fn claim(target: &Path, file: &File) -> Result<()> {
 }
 
 /// Says no to `target` because `why`.
-pub(super) fn refusal(target: &Path, why: impl std::fmt::Display, hint: &str) -> Error {
+pub(crate) fn refusal(target: &Path, why: impl std::fmt::Display, hint: &str) -> Error {
     Error::new(ErrorKind::TargetRefused, format!("refusing to write to the target, {why}"))
         .on(target.display().to_string())
         .hint(hint)

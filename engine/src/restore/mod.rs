@@ -140,7 +140,7 @@ fn clear_all(
     let mut others = Vec::new();
     for assignment in assignments {
         let (place, path, job) = (&assignment.place, assignment.path(), &assignment.job);
-        let one = target::clear(place, job, &id, &others, request, &context.cancel)?;
+        let one = target::clear(place, job, &id, &others, request, context)?;
         target::remark(&one, job).into_iter().for_each(|text| warn(report, context, text));
         cleared.push(one);
         others.push(path);
@@ -226,7 +226,7 @@ fn write_one(
     engine: IoEngine,
     report: &mut RestoreReport,
 ) -> Result<Ready> {
-    let restore = Restore::new(&assignment.job, &ready.device, ready.how, context, engine);
+    let restore = Restore::new(&assignment.job, ready.device(), ready.how, context, engine);
     let mut tell = |text| warn(report, context, text);
     let outcome = write_steps(&restore, &ready, request, &mut tell);
     report.volumes.push(restore.report(outcome.is_ok()));

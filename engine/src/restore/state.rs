@@ -3,7 +3,8 @@
 //! A note is stored before the target's first byte changes and removed when the restore is
 //! complete. With a look at what is there now, it allows the same command to go on with a target
 //! that was blank before; what is there is still compared, never trusted. The note names the target
-//! by identity, not by path: another disk at the same path has no note.
+//! by identity, not by path: another disk at the same path has no note. An export of a server has
+//! nothing but its URI and its size.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -52,6 +53,8 @@ struct NotedTarget {
     size: Option<u64>,
     /// Tells an inode number's new tenant: when it was created, in nanoseconds.
     created_ns: Option<u64>,
+    /// Where an export is. What it is today is for the look at its bytes to say.
+    uri: Option<String>,
 }
 
 impl NotedTarget {
@@ -69,13 +72,32 @@ impl NotedTarget {
             created_ns: created.and_then(Result::ok).and_then(|time| {
                 u64::try_from(time.duration_since(UNIX_EPOCH).ok()?.as_nanos()).ok()
             }),
+            uri: None,
+        }
+    }
+
+    fn export(uri: &str, size: u64) -> NotedTarget {
+        NotedTarget {
+            is_block: false,
+            dev: 0,
+            ino: 0,
+            rdev: 0,
+            diskseq: None,
+            boot: None,
+            size: Some(size),
+            created_ns: None,
+            uri: Some(uri.to_owned()),
         }
     }
 
     fn file_name(&self) -> String {
-        match self.is_block {
-            true => format!("restore-device-{:x}.json", self.rdev),
-            false => format!("restore-file-{:x}-{:x}.json", self.dev, self.ino),
+        match (&self.uri, self.is_block) {
+            (Some(uri), _) => {
+                let hash = blake3::hash(uri.as_bytes()).to_hex();
+                format!("restore-export-{}.json", &hash[..32])
+            }
+            (None, true) => format!("restore-device-{:x}.json", self.rdev),
+            (None, false) => format!("restore-file-{:x}-{:x}.json", self.dev, self.ino),
         }
     }
 }
@@ -83,9 +105,18 @@ impl NotedTarget {
 impl Note {
     /// That `job` of the snapshot is about to be written to the target open as `file`.
     pub fn new(job: &Job, snapshot: &str, identity: &FileIdentity, file: &File) -> Note {
+        Note::of(job, snapshot, NotedTarget::new(identity, file))
+    }
+
+    /// That `job` of the snapshot is about to be written to the export at `uri` of `size` bytes.
+    pub fn for_export(job: &Job, snapshot: &str, uri: &str, size: u64) -> Note {
+        Note::of(job, snapshot, NotedTarget::export(uri, size))
+    }
+
+    fn of(job: &Job, snapshot: &str, target: NotedTarget) -> Note {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         Note {
-            target: NotedTarget::new(identity, file),
+            target,
             archive: job.archive.id.to_hex(),
             snapshot: snapshot.to_owned(),
             volume: job.volume.name.clone(),
@@ -162,6 +193,7 @@ mod tests {
         assert!(Note { started: 99, ..note(&one) }.is_stored_in(&notes));
         for another in [
             note(&other),
+            Note { target: NotedTarget::export("nbd://host/a", 1), ..stored.clone() },
             Note { snapshot: "t".into(), ..stored.clone() },
             Note { archive: "b".into(), ..stored.clone() },
             Note { volume: "w".into(), ..stored.clone() },
@@ -170,6 +202,20 @@ mod tests {
         }
         stored.remove(&notes);
         assert!(!stored.is_stored_in(&notes));
+    }
+
+    #[test]
+    fn an_export_is_known_by_its_uri_and_its_size() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = |uri, size| Note {
+            target: NotedTarget::export(uri, size),
+            ..note(&tempfile::tempfile().unwrap())
+        };
+        of("nbd://host/a", 7).store(folder.path()).unwrap();
+        assert!(of("nbd://host/a", 7).is_stored_in(folder.path()));
+        for another in [of("nbd://host/b", 7), of("nbd://host/a", 8)] {
+            assert!(!another.is_stored_in(folder.path()), "{another:?}");
+        }
     }
 
     #[test]

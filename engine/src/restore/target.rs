@@ -7,18 +7,21 @@ use std::path::{Path, PathBuf};
 
 use super::compare::Sample;
 use super::create::{self, Found, NewVolume};
-use super::job::{Job, Tally};
+use super::job::{Job, Tally, Target};
 use super::plan;
 use super::state::Note;
 use super::volume::How;
 use crate::cancel::Cancel;
 use crate::device::file::{FileDevice, FileIdentity};
-use crate::device::guard::{GuardRequest, guard};
-use crate::device::open::{check_creatable, create_target_file, directory_of, sync_directory};
+use crate::device::guard::{GuardRequest, guard, holding_data, holds_data};
+use crate::device::open::{
+    check_creatable, create_target_file, directory_of, refusal, sync_directory,
+};
 use crate::device::{Device, Resize};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::ioctl;
-use crate::options::{Delta, Place, RestoreRequest};
+use crate::nbd::{NbdDevice, Uri};
+use crate::options::{Context, Delta, Place, RestoreRequest};
 
 /// A target that passed the guard, or a path where nothing is yet.
 pub enum Cleared {
@@ -35,20 +38,34 @@ pub enum Cleared {
         /// Whether what is on it is this restore's own unfinished work.
         resumes: bool,
     },
+    /// An export that may be written.
+    Export {
+        /// The export.
+        device: NbdDevice,
+        /// Whether something is on it.
+        holds_data: bool,
+        /// Whether what is on it is this restore's own unfinished work.
+        resumes: bool,
+    },
 }
 
 /// A target that is open and has its note.
 pub struct Ready {
-    /// The opened target.
-    pub device: FileDevice,
+    site: Site,
     /// How to write it.
     pub how: How,
-    /// What to undo if not a byte was written.
-    undo: Undo,
     note: Note,
     /// Whether the note was stored by this run.
     noted: bool,
     notes: Option<PathBuf>,
+}
+
+/// Where the bytes go.
+enum Site {
+    /// To a file or block device of this host, and what to undo if not a byte was written.
+    Local(Box<FileDevice>, Undo),
+    /// To an NBD server.
+    Export(NbdDevice),
 }
 
 /// What was done to a target before its first byte was written.
@@ -72,9 +89,13 @@ pub fn clear(
     snapshot: &str,
     others: &[PathBuf],
     request: &RestoreRequest,
-    cancel: &Cancel,
+    context: &Context,
 ) -> Result<Cleared> {
+    let cancel = &context.cancel;
     let path = match place {
+        Place::Nbd(uri) => {
+            return clear_export(uri, job, snapshot, request, context);
+        }
         Place::Path(path) => path.clone(),
         _ => match create::find(place, job, &request.new_volumes)? {
             Found::Absent(new) => return Ok(Cleared::New(new)),
@@ -135,14 +156,56 @@ fn clear_path(
             .on(device.label())
             .hint("see what is being attached, and try again"));
     }
-    if holds_data && !request.overwrite && !Sample::of(job, &device, cancel)?.is_unfinished() {
-        let message = "refusing to write to the target, it holds other data than the restore that \
-                       stopped here left";
-        return Err(Error::new(ErrorKind::TargetRefused, message)
-            .on(device.label())
-            .hint("see what was put there since; --overwrite replaces it"));
-    }
+    refuse_other_data(job, &device, holds_data, request, cancel)?;
     Ok(Cleared::Present { device, holds_data, resumes })
+}
+
+/// Connects to an export and looks at it, or refuses it. Who else uses it and what its bytes stand
+/// for only its server knows.
+fn clear_export(
+    uri: &Uri,
+    job: &Job,
+    snapshot: &str,
+    request: &RestoreRequest,
+    context: &Context,
+) -> Result<Cleared> {
+    let device = NbdDevice::connect(uri, &[], context)?;
+    let target = Path::new(device.label());
+    if device.export().flags.is_read_only() {
+        let hint = "have the server export it writable, or choose another target";
+        return Err(refusal(target, "it is exported read-only", hint));
+    }
+    let (has, needs) = (device.export().size, job.shape.size());
+    if has < needs {
+        let why = format!("it has {has} bytes and {needs} are needed");
+        return Err(refusal(target, why, "choose a larger target"));
+    }
+    let holds_data = holds_data(&device)
+        .map_err(|error| Error::io("cannot read the target", device.label(), error))?;
+    let resumes = is_stored(&note_of_export(&device, job, snapshot), request);
+    if holds_data && !resumes && !request.overwrite {
+        return Err(holding_data(target));
+    }
+    refuse_other_data(job, &device, holds_data, request, &context.cancel)?;
+    Ok(Cleared::Export { device, holds_data, resumes })
+}
+
+/// Refuses a target whose note allows to go on, but that holds more than a restore that stopped.
+fn refuse_other_data(
+    job: &Job,
+    target: &dyn Target,
+    holds_data: bool,
+    request: &RestoreRequest,
+    cancel: &Cancel,
+) -> Result<()> {
+    if !holds_data || request.overwrite || Sample::of(job, target, cancel)?.is_unfinished() {
+        return Ok(());
+    }
+    let message = "refusing to write to the target, it holds other data than the restore that \
+                   stopped here left";
+    Err(Error::new(ErrorKind::TargetRefused, message)
+        .on(target.label())
+        .hint("see what was put there since; --overwrite replaces it"))
 }
 
 /// Whether two paths of which nothing is there yet would be one file.
@@ -171,32 +234,45 @@ fn note_of(device: &FileDevice, job: &Job, snapshot: &str) -> Note {
     Note::new(job, snapshot, device.identity(), device.file())
 }
 
+fn note_of_export(device: &NbdDevice, job: &Job, snapshot: &str) -> Note {
+    Note::for_export(job, snapshot, device.label(), device.export().size)
+}
+
 /// What the user should know about a target before it is written.
 pub fn remark(cleared: &Cleared, job: &Job) -> Option<String> {
-    let Cleared::Present { device, .. } = cleared else {
-        return None;
+    let (label, has) = match cleared {
+        Cleared::Present { device, .. } if device.identity().is_block => {
+            (device.label(), device.identity().size)
+        }
+        Cleared::Export { device, .. } => (device.label(), device.export().size),
+        Cleared::Present { .. } | Cleared::Absent(_) | Cleared::New(_) => return None,
     };
-    let (has, needs) = (device.identity().size, job.shape.size());
-    (device.identity().is_block && has > needs).then(|| {
-        let (rest, label) = (has - needs, device.label());
-        format!("{label} is larger than the volume: its last {rest} bytes were left as they were")
-    })
+    let rest = has.checked_sub(job.shape.size()).filter(|rest| *rest > 0)?;
+    Some(format!("{label} is larger than the volume: its last {rest} bytes were left as they were"))
+}
+
+/// Whether to compare first with a target that is there.
+fn delta(request: &RestoreRequest, holds_data: bool) -> Delta {
+    match request.delta {
+        Delta::Auto if !holds_data || request.discard => Delta::Off,
+        delta => delta,
+    }
 }
 
 /// Opens or creates the target, and says how it is to be written and what is to be undone.
-fn open(cleared: Cleared, job: &Job, request: &RestoreRequest) -> Result<(FileDevice, How, Undo)> {
+fn open(cleared: Cleared, job: &Job, request: &RestoreRequest) -> Result<(Site, How)> {
     let needs = job.shape.size();
     match cleared {
         Cleared::Absent(path) => {
             let device = create_target_file(&path, needs)?;
-            Ok((device, How { blank: true, ..How::default() }, Undo::Remove))
+            Ok((Site::Local(Box::new(device), Undo::Remove), How { blank: true, ..How::default() }))
         }
         Cleared::New(new) => {
             new.create()?;
             match open_new(&new, job, request) {
                 Ok(device) => {
                     let how = How { blank: new.is_blank(), ..How::default() };
-                    Ok((device, how, Undo::Destroy(new)))
+                    Ok((Site::Local(Box::new(device), Undo::Destroy(new)), how))
                 }
                 Err(error) => {
                     // Nothing better can be done: the failure that led here is reported.
@@ -207,14 +283,14 @@ fn open(cleared: Cleared, job: &Job, request: &RestoreRequest) -> Result<(FileDe
         }
         Cleared::Present { device, holds_data, resumes } => {
             let has = device.identity().size;
-            let delta = match request.delta {
-                Delta::Auto if !holds_data || request.discard => Delta::Off,
-                delta => delta,
-            };
             // What an empty file gains by becoming longer reads as zeroes.
-            let how = How { blank: has == 0, resumes, delta };
+            let how = How { blank: has == 0, resumes, delta: delta(request, holds_data) };
             let undo = if has < needs { Undo::SetLen(has) } else { Undo::Nothing };
-            Ok((device, how, undo))
+            Ok((Site::Local(Box::new(device), undo), how))
+        }
+        Cleared::Export { device, holds_data, resumes } => {
+            let how = How { blank: false, resumes, delta: delta(request, holds_data) };
+            Ok((Site::Export(device), how))
         }
     }
 }
@@ -253,9 +329,12 @@ impl Ready {
         tell: &mut dyn FnMut(String),
     ) -> Result<Ready> {
         let notes = request.state_dir.clone();
-        let (device, how, undo) = open(cleared, job, request)?;
-        let note = note_of(&device, job, snapshot);
-        let mut ready = Ready { device, how, undo, note, noted: false, notes };
+        let (site, how) = open(cleared, job, request)?;
+        let note = match &site {
+            Site::Local(device, _) => note_of(device, job, snapshot),
+            Site::Export(device) => note_of_export(device, job, snapshot),
+        };
+        let mut ready = Ready { site, how, note, noted: false, notes };
         ready.store_note(tell);
         match ready.grow(job.shape.size()) {
             Ok(()) => Ok(ready),
@@ -292,20 +371,31 @@ impl Ready {
     }
 
     fn grow(&self, len: u64) -> Result<()> {
-        let Undo::SetLen(_) = self.undo else {
+        let Site::Local(device, Undo::SetLen(_)) = &self.site else {
             return Ok(());
         };
-        self.device
+        device
             .set_len(len)
-            .map_err(|error| Error::io("cannot make the target longer", self.device.label(), error))
+            .map_err(|error| Error::io("cannot make the target longer", device.label(), error))
+    }
+
+    /// The target.
+    pub fn device(&self) -> &dyn Target {
+        match &self.site {
+            Site::Local(device, _) => &**device,
+            Site::Export(device) => device,
+        }
     }
 
     /// Releases the volume's range. Proves nothing about what it reads as.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's or the server's.
     pub fn discard(&self, range: Range<u64>) -> std::io::Result<()> {
-        self.device.discard(range)
+        match &self.site {
+            Site::Local(device, _) => device.discard(range),
+            Site::Export(device) => device.discard(range),
+        }
     }
 
     /// Ends a file where the volume ends, and makes the next reader read the medium.
@@ -313,20 +403,22 @@ impl Ready {
     /// # Errors
     /// Of resizing and syncing.
     pub fn finish(&self, size: u64, tally: &Tally) -> Result<()> {
-        let failed = |error| Error::io("cannot finish the target", self.device.label(), error);
-        let file = self.device.file();
-        if self.device.identity().is_block {
+        let Site::Local(device, undo) = &self.site else {
+            return Ok(());
+        };
+        let failed = |error| Error::io("cannot finish the target", device.label(), error);
+        if device.identity().is_block {
             // Best effort: the data is durable already.
-            let _ = ioctl::flush_block_cache(file);
-        } else if self.device.len().map_err(failed)? > size {
+            let _ = ioctl::flush_block_cache(device.file());
+        } else if device.len().map_err(failed)? > size {
             tally.touch();
-            self.device.set_len(size).map_err(failed)?;
-            self.device.sync().map_err(failed)?;
+            device.set_len(size).map_err(failed)?;
+            device.sync().map_err(failed)?;
         }
-        let _ = ioctl::forget_cached(file, &(0..size));
-        match self.undo {
+        let _ = ioctl::forget_cached(device.file(), &(0..size));
+        match undo {
             // Its name is as new as its bytes.
-            Undo::Remove => sync_directory(self.device.path()),
+            Undo::Remove => sync_directory(device.path()),
             Undo::Nothing | Undo::SetLen(_) | Undo::Destroy(_) => Ok(()),
         }
     }
@@ -345,13 +437,13 @@ impl Ready {
             self.remove_note();
         }
         // Nothing better can be done if these fail; the failure that led here is reported.
-        match self.undo {
-            Undo::Nothing => {}
-            Undo::Remove => drop(std::fs::remove_file(self.device.path())),
-            Undo::SetLen(len) => drop(self.device.set_len(len)),
-            Undo::Destroy(new) => {
+        match self.site {
+            Site::Export(_) | Site::Local(_, Undo::Nothing) => {}
+            Site::Local(device, Undo::Remove) => drop(std::fs::remove_file(device.path())),
+            Site::Local(device, Undo::SetLen(len)) => drop(device.set_len(len)),
+            Site::Local(device, Undo::Destroy(new)) => {
                 // What is open cannot be taken away.
-                drop(self.device);
+                drop(device);
                 let _ = new.destroy();
             }
         }

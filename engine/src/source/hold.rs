@@ -16,13 +16,13 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::Scope;
 use std::time::Duration;
 
-use super::{View, file, lvm, reflink, zvol};
+use super::{View, file, lvm, nbd, reflink, zvol};
 use crate::cancel::Cancel;
 use crate::device::file::FileIdentity;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::freeze::{self, Freeze};
 use crate::observe::Observer;
-use crate::options::{Holding, Place, SnapshotUse, SourceRequest};
+use crate::options::{Context, Holding, Place, SnapshotUse, SourceRequest};
 use crate::threads;
 use crate::words::with_causes;
 
@@ -131,6 +131,8 @@ enum Kind {
     Reflink,
     /// LVM.
     Lvm,
+    /// An export of an NBD server, which holds it still or does not.
+    Nbd,
 }
 
 /// Finds out what the sources are and holds them still, all at one instant as far as their kinds
@@ -142,12 +144,12 @@ pub fn hold(
     sources: &[SourceRequest],
     holding: &Holding,
     needed: &[PathBuf],
-    observer: &dyn Observer,
-    cancel: &Cancel,
+    context: &Context,
 ) -> Result<HeldVolumes> {
+    let (observer, cancel) = (&*context.observer, &context.cancel);
     let mut captures: Vec<Box<dyn Capture>> = Vec::new();
     let mut held = Vec::new();
-    let outcome = prepare(sources, holding, observer, cancel, &mut captures, &mut held)
+    let outcome = prepare(sources, holding, context, &mut captures, &mut held)
         .and_then(|()| take(&mut captures, holding, needed, observer, cancel))
         .and_then(|()| open(&mut captures, cancel, &mut held));
     if let Err(error) = outcome {
@@ -175,11 +177,11 @@ pub fn hold(
 fn prepare(
     sources: &[SourceRequest],
     holding: &Holding,
-    observer: &dyn Observer,
-    cancel: &Cancel,
+    context: &Context,
     captures: &mut Vec<Box<dyn Capture>>,
     held: &mut Vec<(usize, Held)>,
 ) -> Result<()> {
+    let (observer, cancel) = (&*context.observer, &context.cancel);
     let mut wanted: Vec<(Kind, Vec<Wanted>)> = Vec::new();
     for (number, source) in sources.iter().enumerate() {
         let SourceRequest { name, place } = source.clone();
@@ -193,6 +195,7 @@ fn prepare(
     for (kind, wishes) in wanted {
         match kind {
             Kind::Plain => held.extend(plain(wishes)?),
+            Kind::Nbd => held.extend(nbd::open(wishes, context)?),
             Kind::Zfs => captures.push(zvol::prepare(wishes, holding, observer, cancel)?),
             Kind::Reflink => captures.push(reflink::prepare(wishes, holding)),
             Kind::Lvm => captures.push(lvm::prepare(wishes, holding, observer, cancel)?),
@@ -246,6 +249,7 @@ fn open(
 /// Which kind a place is of, looking at what it leads to.
 fn kind_of(place: &Place, snapshot: SnapshotUse) -> Result<Kind> {
     match place {
+        Place::Nbd(_) => Ok(Kind::Nbd),
         _ if snapshot == SnapshotUse::Off => Ok(Kind::Plain),
         Place::Zfs(_) => Ok(Kind::Zfs),
         Place::Path(path) if zvol::volume_at(path).is_some() => Ok(Kind::Zfs),
@@ -257,12 +261,13 @@ fn kind_of(place: &Place, snapshot: SnapshotUse) -> Result<Kind> {
     }
 }
 
-/// Where a volume's file or device is, or will be.
+/// Where a volume's file or device is, or will be; of an export, its URI.
 pub fn device_path(place: &Place) -> PathBuf {
     match place {
         Place::Path(path) => path.clone(),
         Place::Lvm { group, volume } => Path::new("/dev").join(group).join(volume),
         Place::Zfs(dataset) => zvol::device_path(dataset),
+        Place::Nbd(uri) => PathBuf::from(uri.to_string()),
     }
 }
 

@@ -14,6 +14,7 @@ pub mod file;
 pub mod hold;
 mod lvm;
 pub mod memory;
+mod nbd;
 pub mod reflink;
 mod thick;
 pub(crate) mod thin;
