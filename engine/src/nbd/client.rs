@@ -46,8 +46,9 @@ const LOOK: Duration = Duration::from_secs(1);
 const REDIALS_MS: [u64; 7] = [0, 100, 400, 1000, 2000, 4000, 8000];
 /// How long the end of connections may take.
 const GOODBYE: Duration = Duration::from_millis(500);
-/// How often in a row connections may be lost before anything was answered.
-const LOSSES_MAX: u32 = 8;
+/// How often in a row connections may be lost before anything was answered: all that there are,
+/// several times.
+const LOSSES_MAX: u32 = 4 * CONNECTIONS as u32;
 
 /// A request's answer.
 #[derive(Debug)]
@@ -487,18 +488,18 @@ impl Hub {
                 self.queue.push_front(request);
             }
             let why = connection.lost.map_or_else(String::new, |error| error.to_string());
-            if self.connections.is_empty() {
-                self.judge_loss(&why);
-            }
+            self.judge_loss(&why);
         }
     }
 
-    /// The last connection is lost: whether it may be made anew.
+    /// A connection is lost: whether the work may go on. Others may be to a server that was started
+    /// since, and knows nothing of what this one had.
     fn judge_loss(&mut self, why: &str) {
         self.losses += 1;
         if self.written > self.flushed {
             let why = format!(
-                "the connection was lost after writes that the server had not yet made durable, and                  may have forgotten: {why}"
+                "the connection was lost after writes that the server had not yet made durable, \
+                 and may have forgotten: {why}"
             );
             self.end(io::ErrorKind::ConnectionAborted, why);
         } else if self.losses > LOSSES_MAX {

@@ -1,6 +1,7 @@
-//! The engine's NBD handshake against servers that others wrote: nbdkit and qemu-nbd.
+//! The engine's NBD client against servers that others wrote: nbdkit and qemu-nbd.
 #![allow(clippy::unwrap_used, reason = "tests assert")]
 
+mod device;
 mod handshake;
 mod server;
 mod tls;
