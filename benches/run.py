@@ -3,7 +3,7 @@
 
     benches/run.py [--size GiB] [--only NAME...] [--skip-peers] [--runs N]
 
-NAME is one of: voltar random zstd qemu-img restic borg. The limits of the machine are always measured.
+NAME is one of: voltar random nbd zstd qemu-img restic borg. The limits of the machine are always measured.
 
 How it measures:
 - Caches are dropped before every run (as root; otherwise the files are advised out of the cache).
@@ -39,7 +39,7 @@ CORES = os.cpu_count() or 1
 ROOT = os.geteuid() == 0
 MEMORY = "/dev/shm"
 MEMORY_LIMIT = 256 * MIB
-NAMES = ("voltar", "random", "zstd", "qemu-img", "restic", "borg")
+NAMES = ("voltar", "random", "nbd", "zstd", "qemu-img", "restic", "borg")
 READS = (("256k", 16), ("1M", 4), ("1M", 16), ("1M", 32), ("4M", 8))
 WRITES = (("1M", 8), ("1M", 32), ("4M", 8))
 
@@ -448,6 +448,36 @@ def shm_has_room(needed):
 # --- the peers ------------------------------------------------------------------------------------
 
 
+def run_nbd(bench, voltar):
+    """A qcow2 image that qemu-nbd serves, read whole; nbdcopy to nowhere, right before and after, is the
+    measure."""
+    image, sock, archive = bench.path("disk.qcow2"), bench.path("nbd.sock"), bench.shm("nbd.voltar")
+    uri, size = f"nbd+unix:///?socket={sock}", bench.disk["size"]
+    output(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", bench.disk["day0"], image])
+
+    def copying():
+        return size / bench.measure(["nbdcopy", uri, "null:"])["wall_s"]
+
+    def backup():
+        command = [voltar, "backup", f"disk={uri}", archive, "--json", "--quiet"]
+        return {**bench.measure(command), "stored_bytes": stored(archive)}
+
+    serve = ["qemu-nbd", "--read-only", "--persistent", "--shared=8", "--format=qcow2", f"--socket={sock}", image]
+    server = subprocess.Popen(serve)
+    try:
+        while not os.path.exists(sock):
+            if server.poll() is not None:
+                raise Failed("qemu-nbd does not serve")
+            time.sleep(0.01)
+        if shm_has_room(bench.disk["nonzero_bytes"]):
+            bench.step("full over NBD, to memory", "voltar auto", backup, beside=copying)
+            bench.step("nothing changed over NBD", "voltar auto", backup, beside=copying)
+    finally:
+        server.kill()
+        server.wait()
+        remove(image, sock, archive)
+
+
 def run_zstd(bench, _voltar):
     program, out, restored = f"zstd -1 -T{CORES}", bench.path("disk.zst"), bench.path("restored.img")
     day0 = bench.disk["day0"]
@@ -602,6 +632,9 @@ def ratios(bench):
     unchanged = beside("nothing changed", "voltar auto", size)
     ratio_row("incremental by comparing, nothing changed", 0.90, "fio read", unchanged)
 
+    for work in ("full over NBD, to memory", "nothing changed over NBD"):
+        ratio_row(work, 0.90, "nbdcopy to nowhere", beside(work, "voltar auto", size))
+
     # Only what is not zero must be written, so only that counts.
     used = disk["nonzero_bytes_day1"]
     unpack = limit("zstd -1", "decompress")
@@ -673,6 +706,7 @@ ORDER = (
     "full of random data, to memory", "full, to memory", "full", "nothing changed", "next day",
     "restore to a file", "restore to a file, from memory", "restore in place",
     "restore to a loop device", "restore to a loop device, from memory",
+    "full over NBD, to memory", "nothing changed over NBD",
     "verify, in memory", "verify, stored bytes", "verify",
 )  # fmt: skip
 
@@ -708,7 +742,7 @@ def limits_table(bench):
     for (work, program), row in bench.rows.items():
         beside = [sample["limit"] for sample in row["samples"] if sample.get("limit")]
         if beside:
-            rows.append((f"fio beside: {work}, {program}", f"{statistics.median(beside) / MIB:.0f}", ""))
+            rows.append((f"beside: {work}, {program}", f"{statistics.median(beside) / MIB:.0f}", ""))
     return table(("limit", "MiB/s", "how"), rows)
 
 
@@ -787,10 +821,11 @@ def one_program(bench, voltar, name, missing):
     if name in missing:
         say(f"{name} is not installed (make deps)")
         return
-    if name in ("voltar", "random") and not os.path.exists(voltar):
+    if name in ("voltar", "random", "nbd") and not os.path.exists(voltar):
         bench.failures.append(f"{name}: no {voltar} (cargo build --release)")
         return
-    action = {"voltar": run_voltar, "random": run_random}.get(name) or PEERS[name][1]
+    own = {"voltar": run_voltar, "random": run_random, "nbd": run_nbd}
+    action = own.get(name) or PEERS[name][1]
     try:
         action(bench, voltar)
     except (Failed, OSError) as failure:
