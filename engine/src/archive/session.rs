@@ -193,7 +193,7 @@ impl Session {
         let frame_len = (head.len() + payload.len()) as u64;
         let is_full = self.segment.as_ref().is_some_and(|segment| {
             let len = self.log.position().0 - segment.start.0;
-            len > 0 && len + frame_len > SEGMENT_LEN_TARGET
+            len + frame_len > SEGMENT_LEN_TARGET
                 || segment.table.chunks.len() >= SEGMENT_CHUNKS_MAX as usize
         });
         if is_full {
@@ -474,8 +474,10 @@ mod tests {
     use crate::device::Device;
     use crate::device::memory::MemoryDevice;
 
-    use voltar_format::frame::{ChunkEntry, ItemKind};
+    use voltar_format::frame::{ChunkEntry, ItemKind, head_len};
     use voltar_format::index::PAGE_ENTRIES;
+    use voltar_format::limits::FRAME_RAW_LEN_MAX;
+    use voltar_format::{FormatError, Structure};
 
     fn run(entry_count: u64) -> RunEntry {
         RunEntry {
@@ -497,10 +499,15 @@ mod tests {
     }
 
     fn session(archive: &Archive, index: &Index, dry_run: bool) -> Session {
+        session_at(archive.end(), archive, index, dry_run)
+    }
+
+    /// One whose first record stands at `position`.
+    fn session_at(position: LogOffset, archive: &Archive, index: &Index, dry_run: bool) -> Session {
         let beginning = Beginning {
             log_hash: LogHasher::new(),
             segment_count: 0,
-            position: archive.end(),
+            position,
             previous_record: LogOffset(0),
             sequence: 1,
         };
@@ -521,6 +528,44 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Internal);
         assert_eq!(device.len().unwrap(), 4096);
         session(&archive, &index, false).commit(b"").unwrap();
+    }
+
+    #[test]
+    fn w_17_a_segment_is_sealed_when_it_is_full_and_not_before() {
+        let (_, archive) = archive();
+        let index = Index::new(Arc::clone(&archive.home), Vec::new());
+        let payload = vec![7; FRAME_RAW_LEN_MAX as usize];
+        let frame_len = (head_len(1) + payload.len()).next_multiple_of(FRAME_ALIGN) as u64;
+        let frames = (SEGMENT_LEN_TARGET - RecordHead::LEN as u64) / frame_len;
+        // Wherever in the log it stands: only its own length counts.
+        for start in [archive.end(), LogOffset(1 << 40)] {
+            let mut session = session_at(start, &archive, &index, true);
+            for number in 0..2 * frames + 1 {
+                let id = chunk(number).id;
+                let entry = ChunkEntry::new(ItemKind::Chunk, id, number, payload.len());
+                session.append_stored(&[entry], &payload).unwrap();
+                assert_eq!(u64::from(session.segment_count), number / frames, "frame {number}");
+            }
+        }
+    }
+
+    #[test]
+    fn w_18_features_of_the_header_and_of_the_last_commit_are_carried_over() {
+        let (_, archive) = archive();
+        let index = Index::new(Arc::clone(&archive.home), Vec::new());
+        let (mut commit, _) = session(&archive, &index, false).commit(b"").unwrap();
+        // Each has a bit that the other lacks, and both have one.
+        (commit.head.incompatible, commit.head.compatible) = (0b1010, 0b1100);
+        let header = Header { incompatible: 0b0011, compatible: 0b0110, ..new_header(0) };
+        let lost = || Err(FormatError::new(Structure::Header, "F-002", "lost"));
+        for (header, last, features) in [
+            (lost(), None, (0, 0)),
+            (Ok(header.clone()), None, (0b0011, 0b0110)),
+            (lost(), Some(commit.clone()), (0b1010, 0b1100)),
+            (Ok(header), Some(commit), (0b1011, 0b1110)),
+        ] {
+            assert_eq!(features_of(&Archive { header, last, ..archive.clone() }), features);
+        }
     }
 
     #[test]
