@@ -364,6 +364,49 @@ mod tests {
         }
     }
 
+    #[test]
+    fn every_stretch_of_a_device_is_sampled() {
+        let smallest = SAMPLE_COUNT * SAMPLE_LEN;
+        assert_eq!(sample_offsets(smallest - 1).count(), 0, "its edges are all of it");
+        for len in [smallest, LEN as u64, (1 << 40) + 12_345, u64::MAX / 2] {
+            let stride = len / SAMPLE_COUNT;
+            let offsets: Vec<u64> = sample_offsets(len).collect();
+            assert_eq!(offsets.len() as u64, SAMPLE_COUNT, "{len:#x}");
+            for (number, offset) in (0..).zip(&offsets) {
+                let stretch = number * stride / SAMPLE_LEN * SAMPLE_LEN..(number + 1) * stride;
+                assert!(stretch.contains(offset), "{offset:#x} for {stretch:#x?} of {len:#x}");
+                assert!(offset.is_multiple_of(SAMPLE_LEN), "{offset:#x} of {len:#x}");
+            }
+            let is_regular = offsets.windows(2).all(|pair| pair[1] - pair[0] == stride);
+            assert!(!is_regular || stride == SAMPLE_LEN, "{len:#x}");
+        }
+    }
+
+    #[test]
+    fn data_between_the_edges_of_a_device_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let (edge, middle) = (vec![0; EDGE_LEN as usize], pattern(LEN, 5));
+        let backing = file_with(folder.path(), "backing", &[&edge[..], &middle, &edge].concat());
+        let Some(device) = Loop::set_up(&backing, &[]) else { return };
+        assert_refused(&device.path, &request(), "it holds data");
+    }
+
+    #[test]
+    fn a_little_data_between_the_samples_of_a_file_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("target");
+        let file = File::create(&target).unwrap();
+        let (len, step) = (64 << 20, 64 << 10);
+        file.set_len(len).unwrap();
+        drop(guard(&target, &request()).unwrap());
+        let is_sampled = |at: &u64| sample_offsets(len).any(|sample| sample.abs_diff(*at) < step);
+        let mut places = (EDGE_LEN..len - EDGE_LEN).step_by(step as usize);
+        let at = places.find(|at| !is_sampled(at)).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[1], at).unwrap();
+        drop(file);
+        assert_refused(&target, &request(), "it holds data");
+    }
+
     /// Another opener keeps pages of a device in the cache while its bytes change below.
     #[test]
     fn data_is_looked_for_on_the_medium() {
