@@ -60,6 +60,65 @@ fn a_bad_sector_hides_no_snapshot() {
 }
 
 #[test]
+fn one_whole_copy_of_the_last_commit_suffices() {
+    // All of a copy is spoilt, or what follows its record head.
+    let parts = [0..BLOCK as usize, RecordHead::LEN..RecordHead::LEN + 8];
+    for (number, part) in (0..2).flat_map(|number| parts.clone().map(|part| (number, part))) {
+        let change = |bytes: &mut Vec<u8>| bytes[part.clone()].fill(0xff);
+        let mut forge = forge_with(Spot::CommitRaw, number, change);
+        forge.snapshot(&[Disk::of("disk", &noise(1, 30_000))], &[]);
+        let alone = forge.bytes.clone();
+        let (frames, _) = forge.prepare(&[Disk::of("disk", &noise(2, 30_000))], &[]);
+        forge.segment(&frames);
+        for (bytes, has_tail) in [(alone, false), (forge.bytes, true)] {
+            let what = format!("copy {number}, {part:?}, with a segment behind it: {has_tail}");
+            let archive = open(&holding(&bytes)).unwrap();
+            assert_eq!(archive.lost_commit(), None, "{what}");
+            assert_eq!(snapshots(&archive).unwrap().len(), 1, "{what}");
+            // A writer mends the copy and goes on behind the segment.
+            assert_eq!(adopted(&bytes) > 30_000, has_tail, "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_lost_commit_hides_no_older_one() {
+    let mut forge = Forge::new(Box::new(|spot, number, bytes| {
+        if spot == Spot::CommitRaw && (2..4).contains(&number) {
+            bytes.fill(0);
+        }
+    }));
+    forge.snapshot(&[Disk::of("disk", &noise(1, 9000))], &[]);
+    forge.snapshot(&[Disk::of("disk", &noise(2, 9000))], &[]);
+    let lost = forge.bytes.len() as u64 - 2 * BLOCK;
+    let (frames, _) = forge.prepare(&[Disk::of("disk", &noise(3, 30_000))], &[]);
+    forge.segment(&frames);
+    let home = holding(&forge.bytes);
+    let archive = open(&home).unwrap();
+    assert_eq!(archive.lost, Some(LogOffset(lost)));
+    assert_eq!(snapshots(&archive).unwrap().len(), 1);
+    let error = back_up(&home, &[disk(&noise(9, 5000))]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
+    assert!(home.bytes() == forge.bytes);
+}
+
+/// A crash may keep the header's sector and lose the zeroes behind it.
+#[test]
+fn an_archive_of_the_headers_sector_alone_is_one_without_snapshots() {
+    let header = Forge::sound().bytes;
+    for len in [512, 513, 4095] {
+        let home = holding(&header[..len]);
+        let archive = open(&home).unwrap();
+        assert_eq!((archive.header.is_ok(), archive.last), (true, None), "{len} bytes");
+        back_up(&home, &[disk(&noise(1, 9000))]).unwrap();
+        assert_eq!(snapshots(&open(&home).unwrap()).unwrap().len(), 1, "{len} bytes");
+    }
+    // Less of it is no header: it was not written by one sector.
+    let error = open(&holding(&header[..511])).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
+}
+
+#[test]
 fn a_writer_does_not_cut_off_what_it_cannot_read() {
     let bytes = two();
     let copies = [bytes.len() as u64 - 2 * BLOCK, bytes.len() as u64 - BLOCK];
@@ -240,6 +299,26 @@ fn a_writer_builds_on_no_commit_that_contradicts_the_log() {
     }
 }
 
+/// What a guest wrote may be a commit in its own place. A footer behind it leads past it.
+#[test]
+fn a_commit_in_a_sealed_segment_is_not_taken_for_one() {
+    let mut real = two_in(Forge::sound());
+    let start = real.bytes.len();
+    let (frames, _) = real.prepare(&[Disk::of("disk", &noise(3, 60_000))], &[]);
+    real.segment(&frames);
+    let mut bytes = real.bytes;
+    let at = start + 4 * BLOCK as usize;
+    let mut forged = Forge::sound();
+    forged.bytes.resize(at, 0);
+    forged.commit(None);
+    let commit = &forged.bytes[at..];
+    bytes[at..at + commit.len()].copy_from_slice(commit);
+    let numbers = |bytes: &[u8]| open(&holding(bytes)).unwrap().last.unwrap().head.number;
+    assert_eq!(numbers(&bytes), 2);
+    // It is one that would be found: without the footer, nothing tells it from a real one.
+    assert_eq!(numbers(&bytes[..bytes.len() - BLOCK as usize]), 1);
+}
+
 #[test]
 fn a_commit_in_a_segment_that_was_never_sealed_is_not_built_on() {
     // What a guest might write: all of a first snapshot with its commit, in its own place.
@@ -252,6 +331,22 @@ fn a_commit_in_a_segment_that_was_never_sealed_is_not_built_on() {
     forged.snapshot(&[Disk::of("disk", &noise(4, 9000))], &[]);
     let bytes = [&real.bytes[..start], &forged.bytes[start..]].concat();
     let home = holding(&bytes);
+    let error = back_up(&home, &[disk(&noise(9, 5000))]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
+    assert!(home.bytes() == bytes);
+}
+
+#[test]
+fn a_commit_out_of_order_is_not_built_on() {
+    // Both copies of the second commit say another number of their record.
+    let bytes = two_in(Forge::new(Box::new(|spot, number, bytes| {
+        if spot == Spot::RecordHead(RecordKind::Commit) && (2..4).contains(&number) {
+            bytes[40] += 1;
+        }
+    })))
+    .bytes;
+    let home = holding(&bytes);
+    assert_eq!(snapshots(&open(&home).unwrap()).unwrap().len(), 2);
     let error = back_up(&home, &[disk(&noise(9, 5000))]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
     assert!(home.bytes() == bytes);
