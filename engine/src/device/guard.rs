@@ -310,6 +310,26 @@ mod tests {
         fine
     }
 
+    /// What a command ends, however the test does.
+    struct Until<'a> {
+        program: &'a str,
+        arguments: Vec<&'a str>,
+    }
+
+    impl Drop for Until<'_> {
+        fn drop(&mut self) {
+            let ended = run(self.program, &self.arguments);
+            assert!(ended || std::thread::panicking(), "it is still there");
+        }
+    }
+
+    /// A new file system on `device`, mounted at `place`.
+    fn mounted<'a>(device: &Path, place: &'a Path) -> Option<Until<'a>> {
+        let (device, place) = (device.to_str().unwrap(), place.to_str().unwrap());
+        let made = run("mkfs.ext4", &["-q", "-F", device]) && run("mount", &[device, place]);
+        made.then(|| Until { program: "umount", arguments: vec![place] })
+    }
+
     /// A process that says when it is ready and waits for its input to end.
     struct Helper(Child);
 
@@ -619,15 +639,12 @@ sys.stdin.read()
         }
         let place = folder.path().join("place");
         fs::create_dir(&place).unwrap();
-        let place = place.to_str().unwrap();
+        let words = format!("mounted at {}", place.display());
         for (other, refused) in [(&same, true), (&before, false)] {
-            let node = other.path.to_str().unwrap();
-            if run("mkfs.ext4", &["-q", "-F", node]) && run("mount", &[node, place]) {
-                match refused {
-                    true => assert_refused(&target, &overwrite(), &format!("mounted at {place}")),
-                    false => drop(guard(&target, &overwrite()).unwrap()),
-                }
-                assert!(run("umount", &[place]));
+            let Some(_mount) = mounted(&other.path, &place) else { return };
+            match refused {
+                true => assert_refused(&target, &overwrite(), &words),
+                false => drop(guard(&target, &overwrite()).unwrap()),
             }
         }
     }
@@ -653,23 +670,21 @@ sys.stdin.read()
     fn refused_while_mounted(folder: &Path, target: &Path) {
         let place = folder.join("place");
         fs::create_dir(&place).unwrap();
-        let (device, place) = (target.to_str().unwrap(), place.to_str().unwrap());
-        if run("mkfs.ext4", &["-q", "-F", device]) && run("mount", &[device, place]) {
-            assert_refused(target, &overwrite(), &format!("it is mounted at {place}"));
-            // The claim alone, as it looks from another mount name space.
-            let seen = identify(target).unwrap();
-            let error = open(target, &seen).map(|_| ()).unwrap_err();
-            assert!(error.to_string().contains("exclusively"), "{error}");
-            assert!(run("umount", &[place]));
-            assert_refused(target, &request(), "it holds data");
-        }
+        let Some(mount) = mounted(target, &place) else { return };
+        assert_refused(target, &overwrite(), &format!("it is mounted at {}", place.display()));
+        // The claim alone, as it looks from another mount name space.
+        let seen = identify(target).unwrap();
+        let error = open(target, &seen).map(|_| ()).unwrap_err();
+        assert!(error.to_string().contains("exclusively"), "{error}");
+        drop(mount);
+        assert_refused(target, &request(), "it holds data");
     }
 
     fn refused_while_swapped(target: &Path) {
         let device = target.to_str().unwrap();
         if run("mkswap", &[device]) && run("swapon", &[device]) {
+            let _swap = Until { program: "swapoff", arguments: vec![device] };
             assert_refused(target, &overwrite(), "the system swaps to it");
-            assert!(run("swapoff", &[device]));
         }
     }
 
@@ -695,6 +710,7 @@ sys.stdin.read()
         if !run("addpart", &[disk, "1", "2048", "16384"]) {
             return;
         }
+        let _partition = Until { program: "delpart", arguments: vec![disk, "1"] };
         let partition = PathBuf::from(format!("{disk}p1"));
         for (target, read) in [(&partition, &device.path), (&device.path, &partition)] {
             let request = GuardRequest { not_these: vec![read.clone()], ..overwrite() };
@@ -702,13 +718,9 @@ sys.stdin.read()
         }
         let place = folder.path().join("place");
         fs::create_dir(&place).unwrap();
-        let (node, place) = (partition.to_str().unwrap(), place.to_str().unwrap());
-        if run("mkfs.ext4", &["-q", "-F", node]) && run("mount", &[node, place]) {
-            let words = format!("it is mounted at {place}");
-            assert_refused(&device.path, &overwrite(), &words);
-            assert!(run("umount", &[place]));
-        }
-        assert!(run("delpart", &[disk, "1"]));
+        let Some(_mount) = mounted(&partition, &place) else { return };
+        let words = format!("it is mounted at {}", place.display());
+        assert_refused(&device.path, &overwrite(), &words);
     }
 
     #[test]
