@@ -18,8 +18,9 @@ scratch=$(mktemp -d "${TMPDIR:-/tmp}/voltar-mutants.XXXXXX")
 trap 'rm -rf --one-file-system "$scratch"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
-git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$scratch"
-cd "$scratch"
+mkdir "$scratch/copy"
+git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$scratch/copy"
+cd "$scratch/copy"
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$scratch/target}
 
 # said NAME FIELD: what the patch says of itself.
