@@ -13,6 +13,7 @@ pub mod device;
 pub mod diff;
 pub mod error;
 pub mod host;
+pub mod image;
 pub mod inspect;
 pub mod io;
 mod io_engine;
