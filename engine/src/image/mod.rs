@@ -7,5 +7,8 @@
 //! opened from the folders that the user allows, and nowhere else.
 
 pub mod bytes;
+pub mod chain;
+pub mod files;
 pub mod format;
 pub mod qcow2;
+pub mod vmdk;
