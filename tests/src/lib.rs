@@ -8,6 +8,7 @@ pub mod device;
 pub mod filesystem;
 pub mod filter;
 pub mod guest;
+pub mod nbd;
 pub mod raise;
 pub mod sectors;
 pub mod skip;
