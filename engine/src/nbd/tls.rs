@@ -101,9 +101,14 @@ pub fn advice(error: &io::Error) -> Option<&'static str> {
         Some(rustls::Error::InvalidCertificate(error)) => advice_on_certificate(error),
         Some(rustls::Error::AlertReceived(_)) => Some(WANT_CLIENT),
         Some(_) => None,
-        // Not all servers say why before they hang up.
-        None => (error.kind() == io::ErrorKind::UnexpectedEof).then_some(WANT_CLIENT),
+        // Not all servers say why before they hang up, and what they say may be lost with them.
+        None => hung_up(error.kind()).then_some(WANT_CLIENT),
     }
+}
+
+fn hung_up(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind as K;
+    matches!(kind, K::UnexpectedEof | K::ConnectionReset | K::BrokenPipe)
 }
 
 fn advice_on_certificate(error: &CertificateError) -> Option<&'static str> {
