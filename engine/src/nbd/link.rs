@@ -119,6 +119,22 @@ struct Flight<T> {
     is_sending: bool,
 }
 
+impl<T> Flight<T> {
+    /// Whether all came that was asked for, or why it failed.
+    fn check_whole(&self) -> Result<(), Violation> {
+        match &self.what {
+            _ if self.failed.is_some() => Ok(()),
+            What::Read(memory) if self.filled.first() != Some(&(0..memory.bytes().len())) => {
+                violation("a read is answered only in part")
+            }
+            What::BlockStatus(_) if self.status.is_empty() => {
+                violation("a question about blocks is answered by nothing")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// What the next bytes are.
 enum Stage {
     /// A header, or what is still missing of a simple one.
@@ -567,25 +583,13 @@ impl<T> Link<T> {
         if !is_last {
             return Ok(());
         }
-        self.flight(cookie)?;
+        // Before it is taken out: what is in flight when the server is found out is still answered.
+        self.flight(cookie)?.check_whole()?;
         let Some(flight) = self.flights.remove(&cookie) else {
             return violation("a reply to no request");
         };
-        let Flight { who, what, offset, filled, status, failed, .. } = flight;
-        let result = match (failed, &what) {
-            (Some(error), _) => Err(error),
-            (None, What::Read(memory)) => {
-                let len = memory.bytes().len();
-                match filled.first() == Some(&(0..len)) {
-                    true => Ok(status),
-                    false => return violation("a read is answered only in part"),
-                }
-            }
-            (None, What::BlockStatus(_)) if status.is_empty() => {
-                return violation("a question about blocks is answered by nothing");
-            }
-            (None, _) => Ok(status),
-        };
+        let Flight { who, what, offset, status, failed, .. } = flight;
+        let result = failed.map_or(Ok(status), Err);
         answered.push(Answered { who, what, offset, result });
         Ok(())
     }
@@ -1051,5 +1055,15 @@ mod tests {
 
     fn disk(len: usize, seed: u8) -> Vec<u8> {
         (0..len).map(|at| if at % 64 < 20 { 0 } else { seed ^ at as u8 }).collect()
+    }
+
+    #[test]
+    fn a_request_whose_answer_is_not_believed_is_still_to_be_answered() {
+        for (what, replies) in [(read(512), STYLES[1]), (What::BlockStatus(512), STYLES[2])] {
+            let mut link = asked(replies, what);
+            let lie = chunk(replies, 1, CHUNK_DONE, CHUNK_NONE, &[]);
+            link.take(&lie, &mut Vec::new()).unwrap_err();
+            assert_eq!(link.abandon().len(), 1, "{replies:?}");
+        }
     }
 }
