@@ -35,7 +35,7 @@ const DEPTH: usize = 16;
 /// Bytes that are received at once where it is not known yet what they are.
 const STAGING_LEN: usize = 16 << 10;
 /// A connection on which nothing moved for so long is lost.
-const STALL: Duration = Duration::from_secs(60);
+const STALL: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 60 });
 /// The same where a server may have much to do before it answers.
 const STALL_PATIENT: Duration = Duration::from_secs(600);
 /// How often whoever waits for the end of the hub looks.

@@ -10,6 +10,8 @@ pub mod client;
 pub mod device;
 pub mod dial;
 pub mod handshake;
+#[cfg(test)]
+mod hostile;
 pub mod link;
 pub mod protocol;
 pub mod tls;
