@@ -9,6 +9,7 @@
 //!     forge     writes archives that no writer would write
 //!   streams   what other programs write of volumes
 //!   volumes   what the kernel writes of LVM's volumes
+//!   nbd       what servers of network block devices say
 //!   extents   what a kernel says of two files' extents
 //!   model     scripts of backups against plain bytes
 //! ```
@@ -18,6 +19,7 @@ pub mod edits;
 pub mod extents;
 pub mod forge;
 pub mod model;
+pub mod nbd;
 pub mod parsers;
 pub mod repair;
 pub mod streams;

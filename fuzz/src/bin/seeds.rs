@@ -10,6 +10,7 @@ use voltar_engine::options::Compression;
 use voltar_format::limits::BLOCK_LEN;
 use voltar_format::manifest::{Note, NoteVolume};
 use voltar_fuzz::checks::{back_up, context, home, request};
+use voltar_fuzz::nbd::{LENGTHS, OFFSET};
 use voltar_fuzz::whole::{BASE, INTERRUPTED, content};
 use voltar_fuzz::wire::{u16_at, u32_at, u64_at};
 
@@ -30,6 +31,8 @@ fn main() -> std::io::Result<()> {
     structures(&BASE, "forged", &seed)?;
     archives(&seed)?;
     zfs_streams(&seed)?;
+    nbd_links(&seed)?;
+    nbd_handshakes(&seed)?;
     for (target, count) in [("repaired", 4u8), ("forged", 4), ("resume", 4), ("model", 4)] {
         for number in 0..count {
             seed(target, &format!("script-{number}"), &script(number))?;
@@ -44,6 +47,97 @@ type Seed<'a> = &'a dyn Fn(&str, &str, &[u8]) -> std::io::Result<()>;
 fn script(number: u8) -> Vec<u8> {
     let step = |at: u32| at.wrapping_mul(2_654_435_761).rotate_left(u32::from(number) * 5) >> 24;
     (0..200 + u32::from(number) * 100).map(|at| step(at + 1000 * u32::from(number)) as u8).collect()
+}
+
+/// A number as NBD has it.
+macro_rules! big {
+    ($($number:expr),*) => { [$(&$number.to_be_bytes()[..]),*].concat() };
+}
+
+/// What an honest server answers to the requests of the target, in each form of replies.
+fn nbd_links(seed: Seed<'_>) -> std::io::Result<()> {
+    let (others, cut) = (6u64..=9, 37);
+    let data = |len: usize| vec![0x5a; len];
+    let mut simple = Vec::new();
+    for (cookie, len) in (1u64..).zip(LENGTHS) {
+        simple.extend([big!(0x6744_6698u32, 0u32, cookie), data(len)].concat());
+    }
+    simple.extend(others.clone().flat_map(|cookie| big!(0x6744_6698u32, 5u32, cookie)));
+    seed("nbd_link", "simple", &[&[255], &simple[..]].concat())?;
+    for (name, is_extended) in [("structured", false), ("extended", true)] {
+        let chunk = |cookie: u64, flags: u16, kind: u16, body: &[u8]| match is_extended {
+            true => {
+                let head = big!(0x6e8a_278cu32, flags, kind, cookie, OFFSET, body.len() as u64);
+                [&head, body].concat()
+            }
+            false => [&big!(0x668e_33efu32, flags, kind, cookie, body.len() as u32), body].concat(),
+        };
+        let mut bytes = Vec::new();
+        for (cookie, len) in (1u64..).zip(LENGTHS) {
+            let rest = len - len / 2;
+            bytes.extend(chunk(cookie, 0, 1, &[big!(OFFSET), data(rest)].concat()));
+            if len > 1 {
+                let hole = big!(OFFSET + rest as u64, (len / 2) as u32);
+                bytes.extend(chunk(cookie, 0, 2, &hole));
+            }
+            bytes.extend(chunk(cookie, 1, 0, &[]));
+        }
+        for cookie in [4u64, 5] {
+            let body = match is_extended {
+                true => big!(1u32, 2u32, 65536u64, 0u64, 1u64 << 40, 3u64),
+                false => big!(1u32, 65536u32, 0u32, 1u32 << 20, 3u32),
+            };
+            bytes.extend(chunk(cookie, 1, if is_extended { 6 } else { 5 }, &body));
+        }
+        let error = [big!(28u32, 4u16), b"full".to_vec()].concat();
+        bytes.extend(chunk(6, 1, 0x8001, &error));
+        bytes.extend(chunk(7, 1, 0x8002, &[&error[..], &big!(OFFSET)].concat()));
+        bytes.extend([8, 9].into_iter().flat_map(|cookie| chunk(cookie, 1, 0, &[])));
+        seed("nbd_link", name, &[&[255], &bytes[..]].concat())?;
+        seed(
+            "nbd_link",
+            &format!("{name}-in-pieces"),
+            &[&[6], &bytes[..bytes.len() - cut]].concat(),
+        )?;
+    }
+    Ok(())
+}
+
+/// Handshakes with honest servers, up to the transmission.
+fn nbd_handshakes(seed: Seed<'_>) -> std::io::Result<()> {
+    const REFUSED: u32 = (1 << 31) + 1;
+    let greeting = [&b"NBDMAGICIHAVEOPT"[..], &big!(3u16)].concat();
+    let answer = |option: u32, kind: u32, body: &[u8]| {
+        [&big!(0x0003_e889_0455_65a9u64, option, kind, body.len() as u32), body].concat()
+    };
+    let context = |id: u32, name: &str| answer(10, 4, &[&big!(id), name.as_bytes()].concat());
+    let contexts =
+        [context(1, "base:allocation"), context(2, "qemu:dirty-bitmap:day"), answer(10, 1, &[])];
+    let go = [
+        answer(7, 3, &big!(0u16, 1u64 << 30, 0x1edu16)),
+        answer(7, 3, &big!(3u16, 512u32, 4096u32, 32u32 << 20)),
+        answer(7, 1, &[]),
+    ];
+    let (contexts, go) = (contexts.concat(), go.concat());
+    let extended = [&answer(11, 1, &[])[..], &contexts, &go].concat();
+    let structured = [&answer(11, REFUSED, &[])[..], &answer(8, 1, &[]), &contexts, &go].concat();
+    let no_forms = [answer(11, REFUSED, &[]), answer(8, REFUSED, b"not here")].concat();
+    let old = [&no_forms[..], &answer(7, REFUSED, &[]), &big!(1u64 << 20, 5u16)].concat();
+    let unknown = [&no_forms[..], &answer(7, (1 << 31) + 6, b"no such")].concat();
+    let names = [answer(3, 2, b"\0\0\0\x04disk"), answer(3, 2, b"\0\0\0\0ours"), answer(3, 1, &[])];
+    let names = names.concat();
+    let table: [(&str, u8, &[&[u8]]); 6] = [
+        ("extended", 0, &[&extended]),
+        ("structured", 0, &[&structured]),
+        ("without-go", 0, &[&old]),
+        ("unknown-export", 0, &[&unknown, &names]),
+        ("tls", 1, &[&answer(5, 1, &[]), &structured]),
+        ("list", 2, &[&names]),
+    ];
+    for (name, wanted, parts) in table {
+        seed("nbd_handshake", name, &[&[wanted], &greeting[..], &parts.concat()].concat())?;
+    }
+    Ok(())
 }
 
 /// Streams of real volumes, as long as an input may be, and those that are refused.
