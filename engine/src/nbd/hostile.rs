@@ -436,7 +436,9 @@ fn what_a_lost_connection_left_out_is_asked_again() {
 #[test]
 fn a_server_that_always_closes_is_given_up() {
     for io in ENGINES {
-        let server = Server::new(Replies::Structured, |peer| drop(peer.hear()));
+        let server = Server::new(Replies::Structured, |peer| {
+            peer.hear();
+        });
         let device = server.device(io);
         let said = soon(move || read(&device)).unwrap_err().to_string();
         assert!(said.contains("the connection was lost again and again"), "{said}");
@@ -569,8 +571,8 @@ fn status(replies: Replies, request: &Request, context: u32, extents: &[(u64, u6
 #[test]
 fn answers_about_blocks_that_cannot_be_make_no_hole() {
     use ExtentKind::{Data, Hole};
-    type Answer = fn(Replies, &Request) -> Vec<u8>;
-    let table: [(&str, Answer, &[(u64, ExtentKind)]); 8] = [
+    type Case = (&'static str, fn(Replies, &Request) -> Vec<u8>, &'static [(u64, ExtentKind)]);
+    let table: [Case; 8] = [
         (
             "short ones are asked on from",
             |replies, it| {

@@ -208,9 +208,8 @@ fn only_what_differs_is_written_over_data() {
     let Some(scratch) = nbd::scratch(test) else { return };
     let bytes = disk(19, 16 * MIB);
     let archive = archive_of(&scratch, &bytes);
-    let changed = 5 * MIB + 4096..5 * MIB + 8192;
     let mut other = bytes.clone();
-    other[changed.clone()].iter_mut().for_each(|byte| *byte ^= 0xff);
+    other[5 * MIB + 4096..5 * MIB + 8192].iter_mut().for_each(|byte| *byte ^= 0xff);
     scratch.write("other", &other);
     let server = Server::nbdkit(&scratch, "other", &["file", "other"]);
     let line = format!("restore {archive} {} --overwrite --read-back", server.uri());
