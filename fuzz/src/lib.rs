@@ -10,6 +10,7 @@
 //!   streams   what other programs write of volumes
 //!   volumes   what the kernel writes of LVM's volumes
 //!   nbd       what servers of network block devices say
+//!   images    headers and bitmaps of images
 //!   extents   what a kernel says of two files' extents
 //!   model     scripts of backups against plain bytes
 //! ```
@@ -18,6 +19,7 @@ pub mod checks;
 pub mod edits;
 pub mod extents;
 pub mod forge;
+pub mod images;
 pub mod model;
 pub mod nbd;
 pub mod parsers;

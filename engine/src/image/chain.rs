@@ -1,8 +1,12 @@
 //! An image and all the files that it stands on, opened, identified and checked, and the nodes by
 //! which QEMU is told to open them, and nothing else.
 
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde_json::{Value, json};
 
 use super::bytes::read_up_to;
@@ -10,7 +14,7 @@ use super::files::{Allowed, Folders, Identity, ImageFile};
 use super::format::{Format, MAGIC_LEN};
 use super::qcow2::error::ImageError;
 use super::qcow2::header::{Backing, Header};
-use super::vmdk::{self, VmdkError};
+use super::vmdk::{self, Extent, ExtentKind, VmdkError};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Most layers: the image and those that it is made upon.
@@ -47,23 +51,13 @@ pub enum Content {
     Vmdk {
         /// The files with its data, in their order; empty if it is a sparse one.
         extents: Vec<ImageFile>,
+        /// The text that names them by descriptor, if there are any: in memory, under no name.
+        descriptor: Option<File>,
     },
     /// A VHDX image. QEMU refuses those that have a parent.
     Vhdx,
     /// A VDI image. QEMU refuses those that have a parent.
     Vdi,
-}
-
-/// How QEMU is told which file to open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FileNames {
-    /// By its path without links, if that is text. Another file may have been put there since it was
-    /// checked.
-    Paths,
-    /// By this process's descriptor (`/proc/PID/fd/N`): the very file that was checked. For a
-    /// program of the same user that sees the same processes; this one and the chain must live until
-    /// it has opened them.
-    Descriptors,
 }
 
 impl Chain {
@@ -122,13 +116,15 @@ impl Chain {
     }
 
     /// The nodes to open, as QEMU's `blockdev-add` takes them: read-only, every file and format
-    /// named, so that nothing is guessed and nothing is taken from a header.
+    /// named, so that nothing is guessed and nothing is taken from a header. Files are named by this
+    /// process's descriptors (`/proc/PID/fd/N`): what was checked is what is opened, by a program of the
+    /// same user that sees the same processes, for as long as this chain lives.
     ///
     /// qemu-nbd (7.2 and 10) takes it as a file's name, behind `json:` and without `--image-opts`,
     /// which takes `key=value` alone.
-    pub fn blockdev_json(&self, names: FileNames) -> String {
+    pub fn blockdev_json(&self) -> String {
         let nodes = self.layers.iter().rev();
-        let top = nodes.fold(Value::Null, |backing, layer| layer.node(backing, names));
+        let top = nodes.fold(Value::Null, |backing, layer| layer.node(backing));
         top.to_string()
     }
 }
@@ -161,7 +157,7 @@ impl Layer {
     fn data_files(&self) -> &[ImageFile] {
         match &self.content {
             Content::Qcow2 { data_file, .. } => data_file.as_slice(),
-            Content::Vmdk { extents } => extents,
+            Content::Vmdk { extents, .. } => extents,
             Content::Raw | Content::Vhdx | Content::Vdi => &[],
         }
     }
@@ -170,24 +166,24 @@ impl Layer {
         std::iter::once(&self.file).chain(self.data_files()).map(|file| file.identity)
     }
 
-    fn node(&self, backing: Value, names: FileNames) -> Value {
-        let mut node = json!({
-            "driver": self.format().name(),
-            "read-only": true,
-            "auto-read-only": false,
-            "discard": "ignore",
-            "file": file_node(&self.file, names),
-        });
+    fn node(&self, backing: Value) -> Value {
+        let mut node = read_only(self.format().name());
+        node["file"] = match &self.content {
+            Content::Vmdk { descriptor: Some(text), .. } => with_file(read_only("file"), text),
+            _ => data_node(&self.file),
+        };
         // The other formats know no backing file.
         if matches!(self.format(), Format::Qcow2 | Format::Vmdk) {
             node["backing"] = backing;
         }
         match &self.content {
             Content::Qcow2 { data_file: Some(data_file), .. } => {
-                node["data-file"] = file_node(data_file, names);
+                node["data-file"] = data_node(data_file);
             }
-            Content::Vmdk { extents } if !extents.is_empty() => {
-                node["extents"] = extents.iter().map(|extent| file_node(extent, names)).collect();
+            Content::Vmdk { extents, .. } if !extents.is_empty() => {
+                // Their names QEMU takes from the text alone, and refuses them here.
+                let unnamed = |extent: &ImageFile| read_only(driver_of(extent));
+                node["extents"] = extents.iter().map(unnamed).collect();
             }
             _ => {}
         }
@@ -195,19 +191,27 @@ impl Layer {
     }
 }
 
-fn file_node(file: &ImageFile, names: FileNames) -> Value {
-    // A path that is not text cannot stand in JSON.
-    let path = match (names, file.real_path().to_str()) {
-        (FileNames::Paths, Some(path)) => path.to_owned(),
-        _ => file.path_by_descriptor(),
-    };
-    json!({
-        "driver": if file.is_block_device() { "host_device" } else { "file" },
-        "filename": path,
-        "read-only": true,
-        "auto-read-only": false,
-        "discard": "ignore",
-    })
+/// The node of a file that was checked.
+fn data_node(file: &ImageFile) -> Value {
+    with_file(read_only(driver_of(file)), file.file())
+}
+
+fn driver_of(file: &ImageFile) -> &'static str {
+    if file.is_block_device() { "host_device" } else { "file" }
+}
+
+fn read_only(driver: &str) -> Value {
+    json!({ "driver": driver, "read-only": true, "auto-read-only": false, "discard": "ignore" })
+}
+
+fn with_file(mut node: Value, file: &File) -> Value {
+    node["filename"] = by_descriptor(file).into();
+    node
+}
+
+/// A name by which another program opens this very file.
+fn by_descriptor(file: &File) -> String {
+    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
 }
 
 impl Content {
@@ -233,18 +237,34 @@ impl Content {
     }
 
     fn vmdk(image: &ImageFile, folders: &Folders) -> Result<Content> {
-        let refused = |error| of_vmdk(image, error);
+        let named = vmdk::extents(image.file()).map_err(|error| of_vmdk(image, error))?;
         let mut extents = Vec::new();
-        for extent in vmdk::extents(image.file()).map_err(refused)? {
+        for extent in &named {
             let file = folders.open_named(image, "extent", &extent.name)?;
-            if extent.is_sparse {
+            if extent.kind == ExtentKind::Sparse {
                 vmdk::check_sparse(file.file()).map_err(|error| of_vmdk(&file, error))?;
             }
             extents.push(file);
         }
         check_own(image, &extents)?;
-        Ok(Content::Vmdk { extents })
+        let descriptor = match extents.is_empty() {
+            true => None,
+            false => Some(descriptor(image, &named, &extents)?),
+        };
+        Ok(Content::Vmdk { extents, descriptor })
     }
+}
+
+/// A descriptor that names the extents by our descriptors of their files.
+fn descriptor(image: &ImageFile, named: &[Extent], files: &[ImageFile]) -> Result<File> {
+    let names = files.iter().map(|file| by_descriptor(file.file()));
+    let text = vmdk::descriptor_of(named.iter().zip(names));
+    let write = || {
+        let mut file = File::from(memfd_create("voltar-vmdk", MFdFlags::MFD_CLOEXEC)?);
+        file.write_all(text.as_bytes())?;
+        Ok(file)
+    };
+    write().map_err(|error| Error::io("cannot write down the extents of", image.label(), error))
 }
 
 /// Checks that an image does not name itself.
@@ -285,10 +305,10 @@ fn open_backing(
     };
     let format = format.parse::<Format>().map_err(|unknown| {
         let message = format!("the backing file {name:?} of the image has an unusable format");
-        unusable(message, image.label()).because(unknown).hint(format!(
-            "if it is none of {format:?} but of one that voltar reads, {}",
-            rebase("FORMAT")
-        ))
+        unusable(message, image.label())
+            .because(unknown)
+            .meaning("nothing was backed up")
+            .hint(format!("if it is of a format that voltar reads after all, {}", rebase("FORMAT")))
     })?;
     Ok((folders.open_named(image, "backing file", name)?, format))
 }

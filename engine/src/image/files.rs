@@ -7,7 +7,6 @@
 
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -54,8 +53,6 @@ pub struct ImageFile {
     pub path: PathBuf,
     /// Which file it is.
     pub identity: Identity,
-    /// Its name without links.
-    real: PathBuf,
     file: File,
 }
 
@@ -70,10 +67,10 @@ impl ImageFile {
         let real = std::fs::canonicalize(&path).map_err(words)?;
         check_kind(&path, "image", &std::fs::metadata(&real).map_err(words)?)?;
         let file = open_plain(&real).map_err(words)?;
-        ImageFile::of(path.clone(), real, file, "image")
+        ImageFile::of(path, file, "image")
     }
 
-    fn of(path: PathBuf, real: PathBuf, file: File, what: &str) -> Result<ImageFile> {
+    fn of(path: PathBuf, file: File, what: &str) -> Result<ImageFile> {
         let metadata = file.metadata();
         let metadata = metadata.map_err(|error| {
             Error::io("cannot look at the file", path.display().to_string(), error)
@@ -83,7 +80,7 @@ impl ImageFile {
             true => Identity::Device { rdev: metadata.rdev() },
             false => Identity::File { dev: metadata.dev(), ino: metadata.ino() },
         };
-        Ok(ImageFile { path, identity, real, file })
+        Ok(ImageFile { path, identity, file })
     }
 
     /// Whether it is a block device.
@@ -94,17 +91,6 @@ impl ImageFile {
     /// The open file.
     pub fn file(&self) -> &File {
         &self.file
-    }
-
-    /// A name by which another program of the same user opens this very file, for as long as it is
-    /// open here.
-    pub(super) fn path_by_descriptor(&self) -> String {
-        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
-    }
-
-    /// Its name without links.
-    pub(super) fn real_path(&self) -> &Path {
-        &self.real
     }
 
     /// Its name, for messages.
@@ -163,7 +149,7 @@ impl Folders {
             Root::Any => open_plain(&real),
             Root::Folder(root) => open_beneath(root, &real),
         };
-        ImageFile::of(path, real, file.map_err(failed)?, what)
+        ImageFile::of(path, file.map_err(failed)?, what)
     }
 
     /// From where a file may be opened, if it may.

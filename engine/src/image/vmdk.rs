@@ -1,7 +1,8 @@
 //! What a VMDK image names: the files of a text descriptor, and parents.
 //!
 //! Where QEMU's driver (`block/vmdk.c`) passes over a line, or searches the whole text for a word,
-//! this is at least as strict: what could mean a file to it is understood here, or refused.
+//! this is at least as strict: what could mean a file to it is understood here, or refused. QEMU
+//! takes the names of extents from the text alone, so it is given another text, written here.
 
 use std::io;
 
@@ -26,8 +27,22 @@ const EXTENTS_MAX: usize = 4096;
 pub struct Extent {
     /// Its name as it stands there.
     pub name: String,
-    /// Whether it is a sparse file of its own, to be passed to [`check_sparse`].
-    pub is_sparse: bool,
+    /// Its length in sectors.
+    pub sectors: u64,
+    /// How it holds them.
+    pub kind: ExtentKind,
+}
+
+/// How an extent holds its part of the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExtentKind {
+    /// As the bytes are.
+    Flat {
+        /// The first of its sectors in the file.
+        offset: u64,
+    },
+    /// In a sparse file of its own, to be passed to [`check_sparse`].
+    Sparse,
 }
 
 /// Why an image is refused.
@@ -104,11 +119,13 @@ fn descriptor(image: &(impl ImageBytes + ?Sized)) -> Result<Vec<Extent>, VmdkErr
         return Err(VmdkError::Text);
     }
     let bytes = read_up_to(image, 0, size as usize).map_err(VmdkError::Unreadable)?;
-    let text = String::from_utf8(bytes).map_err(|_| VmdkError::Text)?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| VmdkError::Text)?;
+    // QEMU fills up the sector when it writes one, and reads up to the first NUL.
+    let text = text.trim_end_matches('\0');
     if text.chars().any(|character| character.is_control() && !"\n\r\t".contains(character)) {
         return Err(VmdkError::Text);
     }
-    if has_parent(&text) {
+    if has_parent(text) {
         return Err(VmdkError::Parent);
     }
     let mut extents = Vec::new();
@@ -128,23 +145,41 @@ fn descriptor(image: &(impl ImageBytes + ?Sized)) -> Result<Vec<Extent>, VmdkErr
 /// `RW SECTORS FLAT "NAME" OFFSET`, `VMFS` with or without an offset, or `SPARSE` without.
 fn extent(line: &str) -> Option<Extent> {
     let mut parts = line.splitn(3, '"');
-    let (head, name, tail) = (parts.next()?, parts.next()?, parts.next()?);
+    let (head, name, tail) = (parts.next()?, parts.next()?, parts.next()?.trim_ascii());
     let words: Vec<&str> = head.split_ascii_whitespace().collect();
     let ["RW", sectors, kind] = words[..] else { return None };
-    let number = |word: &str| {
-        let is_number = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
-        is_number.then(|| word.parse::<i64>().ok()).flatten()
+    let kind = match (kind, tail) {
+        ("SPARSE", "") => ExtentKind::Sparse,
+        ("VMFS", "") => ExtentKind::Flat { offset: 0 },
+        ("FLAT" | "VMFS", offset) => ExtentKind::Flat { offset: number(offset)? },
+        _ => return None,
     };
-    let tail = tail.trim_ascii();
-    let is_right = match kind {
-        "FLAT" => number(tail).is_some(),
-        "VMFS" => tail.is_empty() || number(tail).is_some(),
-        "SPARSE" => tail.is_empty(),
-        _ => false,
-    };
+    let sectors = number(sectors).filter(|sectors| *sectors > 0)?;
     let is_named = !name.is_empty() && name.len() <= NAME_LEN_MAX && !name.contains('\r');
-    let is_whole = is_right && is_named && number(sectors)? > 0;
-    is_whole.then(|| Extent { name: name.to_owned(), is_sparse: kind == "SPARSE" })
+    is_named.then(|| Extent { name: name.to_owned(), sectors, kind })
+}
+
+/// Digits alone, that QEMU's numbers have room for.
+fn number(word: &str) -> Option<u64> {
+    let is_number = word.bytes().all(|byte| byte.is_ascii_digit());
+    word.parse().ok().filter(|number| is_number && *number <= i64::MAX as u64)
+}
+
+/// A descriptor of these extents, in files of other names, and of nothing else.
+pub fn descriptor_of<'a>(extents: impl Iterator<Item = (&'a Extent, String)>) -> String {
+    // Any type of image whose descriptor is a file of its own.
+    let mut text = String::from(
+        "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n\
+         createType=\"twoGbMaxExtentSparse\"\n",
+    );
+    for (Extent { sectors, kind, .. }, name) in extents {
+        let line = match kind {
+            ExtentKind::Flat { offset } => format!("RW {sectors} FLAT \"{name}\" {offset}\n"),
+            ExtentKind::Sparse => format!("RW {sectors} SPARSE \"{name}\"\n"),
+        };
+        text.push_str(&line);
+    }
+    text
 }
 
 #[cfg(test)]
@@ -168,8 +203,14 @@ mod tests {
         let lines =
             "RW 4 FLAT \"a b.vmdk\" 0\r\n\tRW 2 SPARSE \"c\"\nRW 1 VMFS \"d\"\nddb.x = \"RW\"";
         let names = of(lines).unwrap();
-        let extent = |name: &str, is_sparse| Extent { name: name.into(), is_sparse };
-        assert_eq!(names, [extent("a b.vmdk", false), extent("c", true), extent("d", false)]);
+        let extent = |name: &str, sectors, kind| Extent { name: name.into(), sectors, kind };
+        let flat = ExtentKind::Flat { offset: 0 };
+        let expected =
+            [extent("a b.vmdk", 4, flat), extent("c", 2, ExtentKind::Sparse), extent("d", 1, flat)];
+        assert_eq!(names, expected);
+        let text = descriptor_of(names.iter().map(|extent| (extent, extent.name.clone())));
+        assert_eq!(extents(text.as_bytes()).unwrap(), expected);
+        assert_eq!(extents(format!("{text}\0\0\0").as_bytes()).unwrap(), expected);
     }
 
     #[test]

@@ -252,7 +252,9 @@ impl<V: FnMut(Range<u64>)> Runs<V> {
                 0 => self.add(from..to, false),
                 u64::MAX => self.add(from..to, true),
                 word => {
-                    (from..to).for_each(|bit| self.add(bit..bit + 1, word >> (bit - from) & 1 == 1))
+                    for bit in from..to {
+                        self.add(bit..bit + 1, word >> (bit - from) & 1 == 1);
+                    }
                 }
             }
         }

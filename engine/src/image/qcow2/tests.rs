@@ -1,4 +1,6 @@
 //! Headers and bitmaps made by hand, one fault at a time and many at random.
+#![expect(clippy::big_endian_bytes, reason = "the numbers of qcow2 are big endian")]
+#![expect(clippy::single_range_in_vec_init, reason = "lists of ranges, of one at times")]
 
 use std::cell::Cell;
 use std::io;
