@@ -111,6 +111,9 @@ pub struct HoldingArgs {
     #[arg(long, value_enum, default_value = "auto", value_name = "auto|off")]
     #[arg(hide_possible_values = true)]
     pub snapshot: AutoOff,
+    /// Let an image name backing and data files in this folder, too, and not only beside it; repeatable
+    #[arg(long, value_name = "DIR")]
+    pub allow_backing: Vec<PathBuf>,
     /// What stays on the host as the base of the next backup: the least that tells what changed
     /// (`auto`: nothing for thick volumes), the `snapshot` whatever the kind, or `none`
     #[arg(long, value_enum, default_value = "auto", value_name = "auto|snapshot|none")]
@@ -134,8 +137,9 @@ pub struct HoldingArgs {
 /// Arguments of `backup`.
 #[derive(Args, Debug)]
 pub struct BackupArgs {
-    /// What to back up: [NAME=]PATH of a block device or a file, lvm:GROUP/VOLUME, zfs:POOL/VOLUME or
-    /// the URI of an NBD export (nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH)
+    /// What to back up: [NAME=]PATH of a block device, a file or an image (qcow2:PATH, vmdk:, vhdx:, vdi:
+    /// and raw: say what it is), lvm:GROUP/VOLUME, zfs:POOL/VOLUME or the URI of an NBD export
+    /// (nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH)
     #[arg(required = true, value_name = "SOURCE")]
     pub sources: Vec<OsString>,
     /// Where to: a file, created if missing, or `-` for standard output
@@ -192,8 +196,8 @@ pub struct RestoreArgs {
     /// What to restore
     #[arg(value_name = "ARCHIVE[@SNAPSHOT]")]
     pub archive: OsString,
-    /// Where to: a block device, a file, lvm:GROUP/VOLUME or zfs:POOL/VOLUME, created if missing, or the
-    /// URI of an NBD export; NAME= tells several apart
+    /// Where to: a block device, a file, lvm:GROUP/VOLUME or zfs:POOL/VOLUME, created if missing, a new
+    /// image (NAME.qcow2 or qcow2:PATH), or the URI of an NBD export; NAME= tells several apart
     #[arg(required = true, value_name = "[NAME=]TARGET")]
     pub targets: Vec<OsString>,
     /// Which volume of the snapshot goes to the one TARGET
@@ -225,6 +229,9 @@ pub struct RestoreArgs {
     /// Block length of a new zvol [default: as it was, or else the pool's default]
     #[arg(long, value_name = "SIZE", value_parser = volume_block_len, help_heading = "New volumes")]
     pub volblocksize: Option<u32>,
+    /// Cluster length of a new qcow2 image: a power of two, 4K to 2M [default: 64K]
+    #[arg(long, value_name = "SIZE", value_parser = cluster_len, help_heading = "New volumes")]
+    pub cluster_size: Option<u64>,
     /// Bound on the rate of writing, per second: `100M`
     #[arg(long, value_name = "RATE", value_parser = size::parse_rate, help_heading = "Resources")]
     pub limit: Option<u64>,
@@ -396,6 +403,13 @@ fn memory(text: &str) -> Result<u64, String> {
         }
         bytes => Ok(bytes),
     }
+}
+
+fn cluster_len(text: &str) -> Result<u64, String> {
+    let bytes = size::parse(text)?;
+    Some(bytes)
+        .filter(|len| len.is_power_of_two() && (4 << 10..=2 << 20).contains(len))
+        .ok_or_else(|| "a cluster is a power of two from 4K to 2M".to_string())
 }
 
 fn volume_block_len(text: &str) -> Result<u32, String> {

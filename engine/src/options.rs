@@ -3,24 +3,16 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::cancel::Cancel;
+use crate::image::files::Allowed;
+use crate::image::format::Format;
 use crate::nbd::Uri;
 use crate::observe::{Observer, Silent};
 
-/// Which I/O engine to run on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum IoEngine {
-    /// io_uring where the kernel grants it, plain reads and writes elsewhere (said once).
-    #[default]
-    Auto,
-    /// io_uring, or fail saying why it is unavailable.
-    Uring,
-    /// Plain positional reads and writes on a small pool of threads.
-    Blocking,
-}
+pub use crate::io::IoEngine;
 
 /// What every operation is given: resources, who watches, and how to stop it.
 #[derive(Clone)]
@@ -150,6 +142,24 @@ pub enum Place {
     Zfs(String),
     /// An export of an NBD server.
     Nbd(Uri),
+    /// A file of this format, whatever its name or its header say.
+    Image {
+        /// The format.
+        format: Format,
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl Place {
+    /// The path of a file or device that is named by one, and the format that the user says it has.
+    pub fn path(&self) -> Option<(&Path, Option<Format>)> {
+        match self {
+            Place::Path(path) => Some((path, None)),
+            Place::Image { format, path } => Some((path, Some(*format))),
+            Place::Lvm { .. } | Place::Zfs(_) | Place::Nbd(_) => None,
+        }
+    }
 }
 
 impl fmt::Display for Place {
@@ -159,6 +169,7 @@ impl fmt::Display for Place {
             Place::Lvm { group, volume } => write!(f, "lvm:{group}/{volume}"),
             Place::Zfs(dataset) => write!(f, "zfs:{dataset}"),
             Place::Nbd(uri) => uri.fmt(f),
+            Place::Image { format, path } => write!(f, "{format}:{}", path.display()),
         }
     }
 }
@@ -210,6 +221,8 @@ pub struct Holding {
     pub thaw: Option<String>,
     /// Whether file systems that this host has mounted from the volumes are frozen meanwhile.
     pub freeze_mounted: bool,
+    /// Where files may lie that images name: backing files and the like.
+    pub image_files: Allowed,
     /// Where locks and notes on what is held are kept; without it nothing that would have to be
     /// found again after a crash is made.
     pub state_dir: Option<PathBuf>,
@@ -224,6 +237,7 @@ impl Default for Holding {
             freeze: None,
             thaw: None,
             freeze_mounted: true,
+            image_files: Allowed::ImageFolder,
             state_dir: None,
         }
     }
@@ -308,6 +322,8 @@ pub struct NewVolumes {
     pub thin_pool: Option<String>,
     /// Block length of a zvol in bytes; `None`: as it was, or else the pool's default.
     pub zvol_block_len: Option<u64>,
+    /// Cluster length of a qcow2 image in bytes; `None`: QEMU's choice, 64 KiB.
+    pub cluster_len: Option<u64>,
 }
 
 /// A restore to do.

@@ -171,6 +171,11 @@ impl Running {
         let _ = kill(Pid::from_raw(self.child.id() as i32), signal);
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Whether it is over.
     pub fn is_over(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()

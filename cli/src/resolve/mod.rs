@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use voltar_engine::image::files::Allowed;
 use voltar_engine::options::{
     ArchiveHome, BackupRequest, Context, Dedup, Delta, Holding, Keep, NewVolumes, OnDamage,
     OnReadError, ParentChoice, RestoreRequest, Selector, SnapshotUse, SourceRequest, TargetRequest,
@@ -190,6 +191,10 @@ fn holding(args: &HoldingArgs, world: &dyn World) -> Holding {
         freeze: args.freeze.clone(),
         thaw: args.thaw.clone(),
         freeze_mounted: matches!(args.fs_freeze, args::AutoOff::Auto),
+        image_files: match args.allow_backing.is_empty() {
+            true => Allowed::ImageFolder,
+            false => Allowed::Folders(args.allow_backing.clone()),
+        },
         state_dir: state::directory(world),
     }
 }
@@ -282,6 +287,7 @@ fn restore(args: RestoreArgs, world: &dyn World) -> Result<RestoreRequest, Comma
         new_volumes: NewVolumes {
             thin_pool: args.thin_pool,
             zvol_block_len: args.volblocksize.map(u64::from),
+            cluster_len: args.cluster_size,
         },
         dry_run: args.dry_run,
         state_dir: state::directory(world),

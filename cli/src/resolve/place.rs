@@ -67,6 +67,7 @@ pub fn source(word: &OsStr, world: &dyn World) -> Result<(String, Place), Comman
         (None, Place::Lvm { volume, .. }) => volume.clone(),
         (None, Place::Zfs(dataset)) => default_name(Path::new(dataset))?,
         (None, Place::Nbd(uri)) => name_of_export(uri)?,
+        (None, Place::Image { path, .. }) => default_name(path)?,
     };
     Ok((name, place))
 }
@@ -114,6 +115,12 @@ pub fn volume(word: &OsStr, world: &dyn World) -> Result<Option<Place>, CommandE
             })?;
             Ok(Some(Place::Nbd(uri)))
         }
+        "raw" | "qcow2" | "vmdk" | "vhdx" | "vdi" => match (kind.parse(), rest) {
+            (Ok(format), path) if !path.is_empty() => {
+                Ok(Some(Place::Image { format, path: path.into() }))
+            }
+            _ => wrong("FORMAT:PATH"),
+        },
         "lvm" => match rest.split('/').collect::<Vec<_>>()[..] {
             [group, volume] if is_lvm_name(group) && is_lvm_name(volume) => {
                 Ok(Some(Place::Lvm { group: group.into(), volume: volume.into() }))

@@ -66,7 +66,7 @@ impl Drop for Raise<'_> {
 /// ever on a file system that is frozen. A copy of a file is made beside it.
 fn written(request: &BackupRequest) -> Vec<PathBuf> {
     let sources = request.sources.iter().filter_map(|source| match &source.place {
-        Place::Path(path) => Some(path.clone()),
+        Place::Path(path) | Place::Image { path, .. } => Some(path.clone()),
         Place::Lvm { .. } | Place::Zfs(_) | Place::Nbd(_) => None,
     });
     let archive = match &request.archive {

@@ -92,6 +92,11 @@ impl Chain {
         &self.layers[0]
     }
 
+    /// All files that it is made of.
+    pub fn files(&self) -> impl Iterator<Item = &ImageFile> {
+        self.layers.iter().flat_map(Layer::files)
+    }
+
     fn bottom(&self) -> &Layer {
         &self.layers[self.layers.len() - 1]
     }
@@ -162,8 +167,13 @@ impl Layer {
         }
     }
 
+    /// Its file, and those that hold its data.
+    fn files(&self) -> impl Iterator<Item = &ImageFile> {
+        std::iter::once(&self.file).chain(self.data_files())
+    }
+
     fn identities(&self) -> impl Iterator<Item = Identity> {
-        std::iter::once(&self.file).chain(self.data_files()).map(|file| file.identity)
+        self.files().map(|file| file.identity)
     }
 
     fn node(&self, backing: Value) -> Value {

@@ -8,7 +8,10 @@
 
 pub mod bytes;
 pub mod chain;
+pub mod create;
 pub mod files;
 pub mod format;
 pub mod qcow2;
+pub mod recognise;
+pub mod serve;
 pub mod vmdk;

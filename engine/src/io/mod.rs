@@ -18,3 +18,15 @@ pub mod sockets;
 pub use buffer::{Buffer, BufferPool};
 pub use op::{Completion, Driver, Op, OpKind};
 pub use route::Files;
+
+/// Which I/O engine to run on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IoEngine {
+    /// io_uring where the kernel grants it, plain reads and writes elsewhere (said once).
+    #[default]
+    Auto,
+    /// io_uring, or fail saying why it is unavailable.
+    Uring,
+    /// Plain positional reads and writes on a small pool of threads.
+    Blocking,
+}

@@ -7,7 +7,7 @@ use std::io;
 use io_uring::IoUring;
 use nix::errno::Errno;
 
-use crate::options::IoEngine;
+use super::IoEngine;
 
 /// Where the kernel says whether io_uring is switched off (Linux 6.6, `admin-guide/sysctl/kernel`).
 const DISABLED_SYSCTL: &str = "/proc/sys/kernel/io_uring_disabled";

@@ -20,9 +20,9 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::IoEngine;
 use super::buffer::Buffer;
 use super::probe;
-use crate::options::IoEngine;
 
 /// How long a drop waits for the kernel before it leaks the memory.
 const DRAIN_MAX: Duration = Duration::from_secs(10);

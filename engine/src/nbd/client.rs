@@ -22,10 +22,10 @@ use super::handshake::Export;
 use super::link::{Answered, Link, Status, Violation, What};
 use super::protocol::ERROR_SHUTDOWN;
 use crate::cancel::Cancel;
+use crate::io::IoEngine;
 use crate::io::sockets::{
     Direction, Finished, Memory, SocketId, Sockets, Transfer, Waker, sockets,
 };
-use crate::options::IoEngine;
 use crate::words::with_causes;
 
 /// Connections to a server that allows several.
@@ -296,6 +296,8 @@ struct Hub {
     /// Writes that were answered, and how many of them a flush has made durable.
     written: u64,
     flushed: u64,
+    /// Whether any were asked.
+    has_written: bool,
     /// Connections lost in a row.
     losses: u32,
     /// Why nothing is answered any more.
@@ -322,6 +324,7 @@ impl Hub {
             queue,
             written,
             flushed,
+            has_written: false,
             losses,
             over,
             answered,
@@ -367,6 +370,9 @@ impl Hub {
         loop {
             match self.inbox.try_recv() {
                 Ok(Message::Ask(who, what, offset)) => self.queue.push_back((who, what, offset)),
+                // Once there are writes, a connection that is new may be to a server that is, and a
+                // flush on it would say nothing of them.
+                Ok(Message::Add(_)) if self.has_written => {}
                 // A server that is another one is not worth a word: there is a connection.
                 Ok(Message::Add(more)) => drop(self.add(*more)),
                 Err(TryRecvError::Empty) => return true,
@@ -393,6 +399,7 @@ impl Hub {
                 connection.moved = Instant::now();
             }
             who.written_before = self.written;
+            self.has_written |= what.changes_bytes();
             connection.ask(who, what, offset);
         }
     }
@@ -440,11 +447,11 @@ impl Hub {
             }
             self.losses = 0;
             match &what {
-                What::Write(..) | What::Trim(_) | What::WriteZeroes { .. } => self.written += 1,
+                what if what.changes_bytes() => self.written += 1,
                 What::Flush if result.is_ok() => {
                     self.flushed = self.flushed.max(who.written_before);
                 }
-                What::Flush | What::Read(_) | What::BlockStatus(_) => {}
+                _ => {}
             }
             who.answer(what, result);
         }
@@ -487,15 +494,18 @@ impl Hub {
             for request in connection.link.abandon().into_iter().rev() {
                 self.queue.push_front(request);
             }
-            let why = connection.lost.map_or_else(String::new, |error| error.to_string());
-            self.judge_loss(&why);
+            if let Some(why) = connection.lost {
+                self.judge_loss(&why);
+            }
         }
     }
 
     /// A connection is lost: whether the work may go on. Others may be to a server that was started
     /// since, and knows nothing of what this one had.
-    fn judge_loss(&mut self, why: &str) {
-        self.losses += 1;
+    fn judge_loss(&mut self, why: &io::Error) {
+        // Who keeps silent for minutes is not waited for again and again.
+        let is_stall = why.kind() == io::ErrorKind::TimedOut;
+        self.losses += if is_stall { LOSSES_MAX / 2 } else { 1 };
         if self.written > self.flushed {
             let why = format!(
                 "the connection was lost after writes that the server had not yet made durable, \
@@ -515,15 +525,15 @@ impl Hub {
             if !self.hear() {
                 return;
             }
-            let added =
-                self.dialler.dial().map_err(|error| with_causes(&error)).and_then(|dialled| {
-                    self.written = 0;
-                    self.flushed = 0;
-                    self.add(dialled).map_err(|error| error.to_string())
-                });
-            match added {
-                Ok(()) => return,
-                Err(error) => why = error,
+            match self.dialler.dial() {
+                Err(error) => why = with_causes(&error),
+                Ok(dialled) => {
+                    if let Err(error) = self.add(dialled) {
+                        // It will not become again what it was.
+                        self.end(error.kind(), error.to_string());
+                    }
+                    return;
+                }
             }
         }
         let why = format!("the connection was lost, and cannot be made again: {why}");

@@ -13,12 +13,13 @@ use super::handshake::{Export, Replies};
 use super::link::{Status, What};
 use super::protocol::{CONTEXT_ALLOCATION, STATE_ZERO};
 use super::uri::Uri;
+use crate::cancel::Cancel;
 use crate::device::{Device, Extent, ExtentKind, Extents, Geometry, Zero, ZeroMethod};
 use crate::error::{Error, ErrorKind, Result};
+use crate::io::IoEngine;
 use crate::io::buffer::BufferPool;
 use crate::io::op::{Completion, Driver, Op, OpKind};
 use crate::io::sockets::Memory;
-use crate::options::{Context, IoEngine};
 
 /// Most bytes of one read or write, whatever the server allows: the specification's bound for
 /// servers that say nothing, and QEMU's.
@@ -44,16 +45,21 @@ pub struct NbdDevice {
 }
 
 impl NbdDevice {
-    /// Connects to the export at `uri`, asking for these metadata contexts besides
-    /// `base:allocation`.
+    /// Connects to the export at `uri` on the I/O engine `io`, asking for these metadata contexts
+    /// besides `base:allocation`. Whoever waits for its answers stops when `cancel` is raised.
     ///
     /// # Errors
     /// `Io` with what is in the way, in words; `InvalidRequest` where the URI is.
-    pub fn connect(uri: &Uri, contexts: &[String], context: &Context) -> Result<NbdDevice> {
+    pub fn connect(
+        uri: &Uri,
+        contexts: &[String],
+        io: IoEngine,
+        cancel: &Cancel,
+    ) -> Result<NbdDevice> {
         let label = uri.to_string();
         let wanted = std::iter::once(CONTEXT_ALLOCATION.to_owned()).chain(contexts.iter().cloned());
         let client = Dialler::new(uri.clone(), wanted.collect())
-            .and_then(|dialler| Client::connect(dialler, context.io, context.cancel.clone()))
+            .and_then(|dialler| Client::connect(dialler, io, cancel.clone()))
             .map_err(|error| error.in_words(uri))?;
         let export = client.export();
         if !export.size.is_multiple_of(export.block_min.into()) {
@@ -69,6 +75,13 @@ impl NbdDevice {
             is_silent: AtomicBool::new(false),
             has_no_zeroes: AtomicBool::new(false),
         })
+    }
+
+    /// What messages call it, instead of its URI.
+    #[must_use]
+    pub fn with_label(mut self, label: &str) -> NbdDevice {
+        label.clone_into(&mut self.label);
+        self
     }
 
     /// What the server agreed to.

@@ -20,8 +20,9 @@ use super::protocol::{
     SIMPLE_REPLY_MAGIC, STATE_ZERO, STRUCTURED_REPLY_MAGIC,
 };
 use super::{NbdDevice, Uri};
+use crate::cancel::Cancel;
 use crate::device::{Device, ExtentKind, Extents, Zero, ZeroMethod};
-use crate::options::{Context, IoEngine};
+use crate::io::IoEngine;
 
 const SIZE: u64 = 8 << 20;
 const OFFSET: u64 = 8192;
@@ -234,8 +235,7 @@ impl Server {
 
     fn device(&self, io: IoEngine) -> NbdDevice {
         let uri = format!("nbd+unix:///?socket={}", self.socket().display());
-        let context = Context { io, ..Context::default() };
-        NbdDevice::connect(&Uri::parse(&uri).unwrap(), &[], &context).unwrap()
+        NbdDevice::connect(&Uri::parse(&uri).unwrap(), &[], io, &Cancel::new()).unwrap()
     }
 }
 

@@ -71,6 +71,11 @@ impl What {
         }
     }
 
+    /// Whether it changes what the export holds.
+    pub fn changes_bytes(&self) -> bool {
+        matches!(self, What::Write(..) | What::Trim(_) | What::WriteZeroes { .. })
+    }
+
     fn len(&self) -> u64 {
         match self {
             What::Read(memory) => memory.bytes().len() as u64,

@@ -45,7 +45,7 @@ pub enum Found {
 pub fn find(place: &Place, job: &Job, wishes: &NewVolumes) -> Result<Found> {
     let path = device_path(place);
     match place {
-        Place::Path(_) | Place::Nbd(_) => Ok(Found::Present(path)),
+        Place::Path(_) | Place::Nbd(_) | Place::Image { .. } => Ok(Found::Present(path)),
         Place::Lvm { group, volume } => find_lvm(place, group, volume, job, wishes),
         Place::Zfs(dataset) => find_zfs(place, dataset, job, wishes),
     }
@@ -147,7 +147,7 @@ impl NewVolume {
             (Place::Zfs(dataset), _) => {
                 Tool::new("zfs").args(["create", "-s", "-V", &self.len.to_string(), dataset])
             }
-            (Place::Path(_) | Place::Nbd(_), _) => return Ok(()),
+            (Place::Path(_) | Place::Nbd(_) | Place::Image { .. }, _) => return Ok(()),
         };
         tool.answer().map_err(|error| {
             refused(&self.place, "cannot create the target").because(error).hint(
@@ -170,7 +170,7 @@ impl NewVolume {
         match &self.place {
             Place::Lvm { group, volume } => lvm::remove_named(group, volume),
             Place::Zfs(dataset) => zfs::destroy(dataset),
-            Place::Path(_) | Place::Nbd(_) => Ok(()),
+            Place::Path(_) | Place::Nbd(_) | Place::Image { .. } => Ok(()),
         }
     }
 }

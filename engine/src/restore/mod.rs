@@ -179,10 +179,12 @@ fn ready_all(
     let mut tell = |text| warn(report, context, text);
     let mut all = Vec::new();
     for (assignment, one) in assignments.iter().zip(cleared) {
-        match Ready::new(one, &assignment.job, &id, request, &mut tell) {
+        match Ready::new(one, &assignment.job, &id, request, context, &mut tell) {
             Ok(ready) => all.push(ready),
             Err(error) => {
-                all.into_iter().for_each(|ready: Ready| ready.leave(false));
+                all.into_iter().for_each(|ready: Ready| {
+                    ready.leave(false);
+                });
                 return Err(error);
             }
         }
@@ -208,13 +210,14 @@ fn write_all(
         match write_one(assignment, ready, is_first, request, context, engine, report) {
             Ok(ready) => complete.push(ready),
             Err(error) => {
-                waiting.for_each(|ready| ready.leave(false));
+                waiting.for_each(|ready| {
+                    ready.leave(false);
+                });
                 return Err(error);
             }
         }
     }
-    complete.into_iter().for_each(Ready::done);
-    Ok(())
+    complete.into_iter().try_for_each(Ready::done)
 }
 
 fn write_one(
@@ -234,7 +237,7 @@ fn write_one(
         Ok(()) => Ok(ready),
         Err(error) => {
             let touched = restore.tally().is_touched();
-            ready.leave(touched);
+            let touched = ready.leave(touched);
             Err(explain(
                 error,
                 match (touched, is_first) {

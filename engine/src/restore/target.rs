@@ -19,6 +19,8 @@ use crate::device::open::{
 };
 use crate::device::{Device, Resize};
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::create::NewImage;
+use crate::image::recognise;
 use crate::io::ioctl;
 use crate::nbd::{NbdDevice, Uri};
 use crate::options::{Context, Delta, Place, RestoreRequest};
@@ -47,6 +49,8 @@ pub enum Cleared {
         /// Whether what is on it is this restore's own unfinished work.
         resumes: bool,
     },
+    /// A path where an image is to be made.
+    Image(PathBuf),
 }
 
 /// A target that is open and has its note.
@@ -54,7 +58,7 @@ pub struct Ready {
     site: Site,
     /// How to write it.
     pub how: How,
-    note: Note,
+    note: Option<Note>,
     /// Whether the note was stored by this run.
     noted: bool,
     notes: Option<PathBuf>,
@@ -66,6 +70,9 @@ enum Site {
     Local(Box<FileDevice>, Undo),
     /// To an NBD server.
     Export(NbdDevice),
+    /// To a new image, through a server of its own. One that is not finished is taken away, for
+    /// there is nothing in it that was there before.
+    Image(NbdDevice, NewImage),
 }
 
 /// What was done to a target before its first byte was written.
@@ -92,11 +99,20 @@ pub fn clear(
     context: &Context,
 ) -> Result<Cleared> {
     let cancel = &context.cancel;
+    if let Some((path, format)) = place.path()
+        && recognise::becomes_image(path, format)?
+    {
+        check_creatable(path)?;
+        return match others.iter().any(|other| is_same_place(other, path)) {
+            true => Err(plan::named_twice(path)),
+            false => Ok(Cleared::Image(path.to_path_buf())),
+        };
+    }
     let path = match place {
         Place::Nbd(uri) => {
             return clear_export(uri, job, snapshot, request, context);
         }
-        Place::Path(path) => path.clone(),
+        Place::Path(path) | Place::Image { path, .. } => path.clone(),
         _ => match create::find(place, job, &request.new_volumes)? {
             Found::Absent(new) => return Ok(Cleared::New(new)),
             Found::Present(path) if !path.exists() => {
@@ -107,7 +123,7 @@ pub fn clear(
             Found::Present(path) => path,
         },
     };
-    let is_managed = !matches!(place, Place::Path(_));
+    let is_managed = !matches!(place, Place::Path(_) | Place::Image { .. });
     if is_managed && !request.overwrite && !is_noted(&path, job, snapshot, request) {
         return Err(Error::new(
             ErrorKind::TargetRefused,
@@ -169,7 +185,7 @@ fn clear_export(
     request: &RestoreRequest,
     context: &Context,
 ) -> Result<Cleared> {
-    let device = NbdDevice::connect(uri, &[], context)?;
+    let device = NbdDevice::connect(uri, &[], context.io, &context.cancel)?;
     let target = Path::new(device.label());
     if device.export().flags.is_read_only() {
         let hint = "have the server export it writable, or choose another target";
@@ -245,7 +261,7 @@ pub fn remark(cleared: &Cleared, job: &Job) -> Option<String> {
             (device.label(), device.identity().size)
         }
         Cleared::Export { device, .. } => (device.label(), device.export().size),
-        Cleared::Present { .. } | Cleared::Absent(_) | Cleared::New(_) => return None,
+        _ => return None,
     };
     let rest = has.checked_sub(job.shape.size()).filter(|rest| *rest > 0)?;
     Some(format!("{label} is larger than the volume: its last {rest} bytes were left as they were"))
@@ -260,7 +276,12 @@ fn delta(request: &RestoreRequest, holds_data: bool) -> Delta {
 }
 
 /// Opens or creates the target, and says how it is to be written and what is to be undone.
-fn open(cleared: Cleared, job: &Job, request: &RestoreRequest) -> Result<(Site, How)> {
+fn open(
+    cleared: Cleared,
+    job: &Job,
+    request: &RestoreRequest,
+    context: &Context,
+) -> Result<(Site, How)> {
     let needs = job.shape.size();
     match cleared {
         Cleared::Absent(path) => {
@@ -291,6 +312,12 @@ fn open(cleared: Cleared, job: &Job, request: &RestoreRequest) -> Result<(Site, 
         Cleared::Export { device, holds_data, resumes } => {
             let how = How { blank: false, resumes, delta: delta(request, holds_data) };
             Ok((Site::Export(device), how))
+        }
+        Cleared::Image(path) => {
+            let cluster_len = request.new_volumes.cluster_len;
+            let (image, device) =
+                NewImage::create(&path, needs, cluster_len, context.io, &context.cancel)?;
+            Ok((Site::Image(device, image), How { blank: true, ..How::default() }))
         }
     }
 }
@@ -326,13 +353,15 @@ impl Ready {
         job: &Job,
         snapshot: &str,
         request: &RestoreRequest,
+        context: &Context,
         tell: &mut dyn FnMut(String),
     ) -> Result<Ready> {
         let notes = request.state_dir.clone();
-        let (site, how) = open(cleared, job, request)?;
+        let (site, how) = open(cleared, job, request, context)?;
         let note = match &site {
-            Site::Local(device, _) => note_of(device, job, snapshot),
-            Site::Export(device) => note_of_export(device, job, snapshot),
+            Site::Local(device, _) => Some(note_of(device, job, snapshot)),
+            Site::Export(device) => Some(note_of_export(device, job, snapshot)),
+            Site::Image(..) => None,
         };
         let mut ready = Ready { site, how, note, noted: false, notes };
         ready.store_note(tell);
@@ -346,12 +375,12 @@ impl Ready {
     }
 
     fn store_note(&mut self, tell: &mut dyn FnMut(String)) {
-        if self.how.resumes {
+        let Some(note) = self.note.as_ref().filter(|_| !self.how.resumes) else {
             return;
-        }
+        };
         let why = match &self.notes {
             None => "there is no directory to keep a note in (XDG_STATE_HOME is where)".to_owned(),
-            Some(notes) => match self.note.store(notes) {
+            Some(notes) => match note.store(notes) {
                 Ok(()) => {
                     self.noted = true;
                     return;
@@ -365,8 +394,8 @@ impl Ready {
     }
 
     fn remove_note(&self) {
-        if let Some(notes) = &self.notes {
-            self.note.remove(notes);
+        if let (Some(note), Some(notes)) = (&self.note, &self.notes) {
+            note.remove(notes);
         }
     }
 
@@ -383,7 +412,7 @@ impl Ready {
     pub fn device(&self) -> &dyn Target {
         match &self.site {
             Site::Local(device, _) => &**device,
-            Site::Export(device) => device,
+            Site::Export(device) | Site::Image(device, _) => device,
         }
     }
 
@@ -394,7 +423,7 @@ impl Ready {
     pub fn discard(&self, range: Range<u64>) -> std::io::Result<()> {
         match &self.site {
             Site::Local(device, _) => device.discard(range),
-            Site::Export(device) => device.discard(range),
+            Site::Export(device) | Site::Image(device, _) => device.discard(range),
         }
     }
 
@@ -424,21 +453,37 @@ impl Ready {
     }
 
     /// The restore is complete and proven as far as was asked.
-    pub fn done(self) {
+    ///
+    /// # Errors
+    /// Of closing an image: it is not to be used.
+    pub fn done(self) -> Result<()> {
         self.remove_note();
+        match self.site {
+            Site::Local(..) | Site::Export(_) => Ok(()),
+            Site::Image(device, image) => {
+                drop(device);
+                image.finish()
+            }
+        }
     }
 
-    /// The restore failed. A target without a changed byte is left as it was found.
-    pub fn leave(self, touched: bool) {
+    /// The restore failed. A target without a changed byte is left as it was found, and so is the
+    /// place of a new image. Whether anything is left that was changed.
+    pub fn leave(self, touched: bool) -> bool {
+        if let Site::Image(device, image) = self.site {
+            drop(device);
+            image.remove();
+            return false;
+        }
         if touched {
-            return;
+            return true;
         }
         if self.noted {
             self.remove_note();
         }
         // Nothing better can be done if these fail; the failure that led here is reported.
         match self.site {
-            Site::Export(_) | Site::Local(_, Undo::Nothing) => {}
+            Site::Export(_) | Site::Image(..) | Site::Local(_, Undo::Nothing) => {}
             Site::Local(device, Undo::Remove) => drop(std::fs::remove_file(device.path())),
             Site::Local(device, Undo::SetLen(len)) => drop(device.set_len(len)),
             Site::Local(device, Undo::Destroy(new)) => {
@@ -447,5 +492,6 @@ impl Ready {
                 let _ = new.destroy();
             }
         }
+        false
     }
 }

@@ -16,11 +16,12 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::Scope;
 use std::time::Duration;
 
-use super::{View, file, lvm, nbd, reflink, zvol};
+use super::{View, file, image, lvm, nbd, reflink, zvol};
 use crate::cancel::Cancel;
 use crate::device::file::FileIdentity;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::freeze::{self, Freeze};
+use crate::image::recognise::{self, Found};
 use crate::observe::Observer;
 use crate::options::{Context, Holding, Place, SnapshotUse, SourceRequest};
 use crate::threads;
@@ -185,6 +186,23 @@ fn prepare(
     let mut wanted: Vec<(Kind, Vec<Wanted>)> = Vec::new();
     for (number, source) in sources.iter().enumerate() {
         let SourceRequest { name, place } = source.clone();
+        let found = match place.path() {
+            Some((path, format)) => recognise::source(path, format)?,
+            None => Found::Plain,
+        };
+        match found {
+            Found::Plain => {}
+            Found::LooksLike(remark) => observer.notice(&remark),
+            Found::Image(format, path) => {
+                let wish = Wanted { number, name, place };
+                held.push(image::open(wish, format, &path, &holding.image_files, context)?);
+                continue;
+            }
+        }
+        let place = match place {
+            Place::Image { path, .. } => Place::Path(path),
+            place => place,
+        };
         let kind = kind_of(&place, holding.snapshot)?;
         let wish = Wanted { number, name, place };
         match wanted.iter_mut().find(|(other, _)| *other == kind) {
@@ -254,7 +272,7 @@ fn kind_of(place: &Place, snapshot: SnapshotUse) -> Result<Kind> {
         Place::Zfs(_) => Ok(Kind::Zfs),
         Place::Path(path) if zvol::volume_at(path).is_some() => Ok(Kind::Zfs),
         Place::Path(path) if reflink::recognises(path) => Ok(Kind::Reflink),
-        Place::Path(_) | Place::Lvm { .. } => match lvm::is_volume(place)? {
+        Place::Path(_) | Place::Image { .. } | Place::Lvm { .. } => match lvm::is_volume(place)? {
             true => Ok(Kind::Lvm),
             false => Ok(Kind::Plain),
         },
@@ -264,7 +282,7 @@ fn kind_of(place: &Place, snapshot: SnapshotUse) -> Result<Kind> {
 /// Where a volume's file or device is, or will be; of an export, its URI.
 pub fn device_path(place: &Place) -> PathBuf {
     match place {
-        Place::Path(path) => path.clone(),
+        Place::Path(path) | Place::Image { path, .. } => path.clone(),
         Place::Lvm { group, volume } => Path::new("/dev").join(group).join(volume),
         Place::Zfs(dataset) => zvol::device_path(dataset),
         Place::Nbd(uri) => PathBuf::from(uri.to_string()),

@@ -12,6 +12,7 @@ pub mod extent_map;
 pub mod fiemap;
 pub mod file;
 pub mod hold;
+mod image;
 mod lvm;
 pub mod memory;
 mod nbd;

@@ -20,7 +20,7 @@ fn open_one(wish: Wanted, context: &Context) -> Result<(usize, Held)> {
     let Place::Nbd(uri) = &wish.place else {
         return Err(Error::new(ErrorKind::Internal, "something else is taken for an export"));
     };
-    let device = NbdDevice::connect(uri, &[], context)?;
+    let device = NbdDevice::connect(uri, &[], context.io, &context.cancel)?;
     let size = device.export().size;
     if size == 0 {
         return Err(Error::new(ErrorKind::SourceUnusable, "the export is empty")

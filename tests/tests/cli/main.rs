@@ -10,6 +10,7 @@ mod devices;
 mod faults;
 mod flow;
 mod freeze;
+mod images;
 mod interfaces;
 mod json;
 mod kills;

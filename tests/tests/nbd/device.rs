@@ -5,10 +5,10 @@ use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 
+use voltar_engine::cancel::Cancel;
 use voltar_engine::device::{Device, ExtentKind, Extents, Op, OpKind, Queue, Zero, ZeroMethod};
-use voltar_engine::io::BufferPool;
+use voltar_engine::io::{BufferPool, IoEngine};
 use voltar_engine::nbd::{NbdDevice, Uri};
-use voltar_engine::options::{Context, IoEngine};
 
 use super::server::{Local, have};
 
@@ -18,8 +18,7 @@ const LEN: u64 = 8 << 20;
 fn connect(folder: &Path, contexts: &[&str], io: IoEngine) -> NbdDevice {
     let uri = format!("nbd+unix:///?socket={}", folder.join("nbd.sock").display());
     let contexts: Vec<String> = contexts.iter().map(|name| (*name).to_owned()).collect();
-    let context = Context { io, ..Context::default() };
-    NbdDevice::connect(&Uri::parse(&uri).unwrap(), &contexts, &context).unwrap()
+    NbdDevice::connect(&Uri::parse(&uri).unwrap(), &contexts, io, &Cancel::new()).unwrap()
 }
 
 fn pattern(len: usize, seed: u8) -> Vec<u8> {
