@@ -38,8 +38,9 @@ pub fn run(
     let is_committed = matches!(&outcome, Ok(report) if report.snapshot.is_some());
     // A base serves the next backup into the same archive: a pipe's is elsewhere.
     let is_kept = is_committed && request.archive != ArchiveHome::Stdout;
+    let mut warnings = held.remarks();
     let left = if is_kept { held.keep() } else { held.release() };
-    let warnings: Vec<String> = left.iter().map(hold::left).collect();
+    warnings.extend(left.iter().map(hold::left));
     warnings.iter().for_each(|warning| context.observer.notice(warning));
     match outcome {
         Ok(mut report) => {

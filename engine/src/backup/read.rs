@@ -451,6 +451,7 @@ impl<'s, 'f> Reader<'s, 'f> {
             match self.source.device.read_at(piece, at) {
                 Ok(count) if count == piece.len() => {}
                 Ok(count) => return Err(self.shrank(at + count as u64)),
+                Err(error) if is_gone(&error) => return Err(self.gone(at..end, error)),
                 Err(error) if self.source.on_read_error == OnReadError::Fail => {
                     return Err(self.unreadable(at..end, error));
                 }
@@ -467,6 +468,12 @@ impl<'s, 'f> Reader<'s, 'f> {
         Ok(bad)
     }
 
+    fn gone(&self, range: Range<u64>, error: std::io::Error) -> Error {
+        Error::io("the source went away", self.source.device.label(), error)
+            .at(range)
+            .hint("start or attach again what serves it, then run the same command again")
+    }
+
     fn unreadable(&self, range: Range<u64>, error: std::io::Error) -> Error {
         Error::new(ErrorKind::SourceUnreadable, "the source cannot be read")
             .on(self.source.device.label())
@@ -475,6 +482,12 @@ impl<'s, 'f> Reader<'s, 'f> {
             .meaning("nothing was committed; the archive's snapshots are as they were")
             .hint("copy the disk while it can still be read, or use --on-read-error record")
     }
+}
+
+/// Whether it is whoever serves the source that failed, or the wish to stop, and no sector of it.
+fn is_gone(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind as K;
+    matches!(error.kind(), K::NotConnected | K::ConnectionAborted | K::InvalidData | K::Interrupted)
 }
 
 /// Why a volume has no parent from here on, in words.

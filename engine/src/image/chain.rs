@@ -125,7 +125,7 @@ impl Chain {
     /// process's descriptors (`/proc/PID/fd/N`): what was checked is what is opened, by a program of the
     /// same user that sees the same processes, for as long as this chain lives.
     ///
-    /// qemu-nbd (7.2 and 10) takes it as a file's name, behind `json:` and without `--image-opts`,
+    /// qemu-nbd (7.2) takes it as a file's name, behind `json:` and without `--image-opts`,
     /// which takes `key=value` alone.
     pub fn blockdev_json(&self) -> String {
         let nodes = self.layers.iter().rev();

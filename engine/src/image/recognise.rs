@@ -43,18 +43,24 @@ fn of_path(path: &Path) -> Result<Found> {
     let first = read_up_to(&file, 0, MAGIC_LEN)
         .map_err(|error| Error::io("cannot read", path.display().to_string(), error))?;
     let Some(format) = Format::of_header(&first) else { return Ok(Found::Plain) };
-    if by_name(path) == Some(format) {
+    // A text that names other files could be a guest's: raw parts of VMDK images have such names.
+    let is_text = format == Format::Vmdk && first.starts_with(b"#");
+    if by_name(path) == Some(format) && !is_text {
         return Ok(Found::Image(format, path.to_path_buf()));
     }
     let path = path.display();
     Ok(Found::LooksLike(format!(
-        "{path} begins like a {format} image, and its name does not say so: it is backed up as it \
-         lies; write {format}:{path} if it is one"
+        "{path} begins like a {format} image, but whoever ran on the disk could have written that: it \
+         is backed up as it lies; write {format}:{path} if it is one"
     )))
 }
 
-/// The format that a file's name tells.
+/// The format that a file's name tells. What VMware calls `NAME-flat.vmdk` is a raw disk.
 fn by_name(path: &Path) -> Option<Format> {
+    let stem = path.file_stem()?.to_str()?;
+    if ["-flat", "-rdm", "-rdmp"].iter().any(|raw| stem.ends_with(raw)) {
+        return None;
+    }
     path.extension()?.to_str()?.to_ascii_lowercase().parse().ok()
 }
 
@@ -64,15 +70,17 @@ fn by_name(path: &Path) -> Option<Format> {
 /// # Errors
 /// `InvalidRequest` for a format that is not written; `TargetRefused` for an image that is there.
 pub fn becomes_image(path: &Path, format: Option<Format>) -> Result<bool> {
-    let by_name = || by_name(path).filter(|_| !path.exists() || is_image(path));
+    let by_name = || by_name(path).filter(|_| !path.exists() || is_image(path) || is_empty(path));
     let shown = path.display();
     match format.or_else(by_name) {
         None | Some(Format::Raw) => Ok(false),
         Some(Format::Qcow2) if !path.exists() => Ok(true),
         Some(Format::Qcow2) => {
-            let message = "refusing to write to the target, an image is there";
+            let what = if is_empty(path) { "an empty file" } else { "an image" };
+            let message = format!("refusing to write to the target, {what} is there");
             Err(Error::new(ErrorKind::TargetRefused, message).on(shown.to_string()).hint(
-                "name a new file, or serve the image with qemu-nbd and restore to that export",
+                "remove it or name a new file, or serve the image with qemu-nbd and restore to that \
+                 export",
             ))
         }
         Some(format) => {
@@ -82,6 +90,10 @@ pub fn becomes_image(path: &Path, format: Option<Format>) -> Result<bool> {
             )))
         }
     }
+}
+
+fn is_empty(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == 0)
 }
 
 fn is_image(path: &Path) -> bool {
@@ -108,6 +120,11 @@ mod tests {
             let Found::LooksLike(remark) = found(&put(name, qcow2)) else { panic!("{name}") };
             assert!(remark.contains("begins like a qcow2 image"), "{remark}");
         }
+        // A guest's work: raw parts of VMDK images, and texts that name other files.
+        for (name, header) in [("a-flat.vmdk", &b"KDMV"[..]), ("b.vmdk", b"# Disk DescriptorFile")]
+        {
+            assert!(matches!(found(&put(name, header)), Found::LooksLike(_)), "{name}");
+        }
         assert_eq!(found(&put("b.qcow2", b"no header")), Found::Plain);
         assert_eq!(found(Path::new("/nonexistent.qcow2")), Found::Plain);
         let path = put("c.raw", qcow2);
@@ -131,6 +148,8 @@ mod tests {
         std::fs::write(folder.path().join("old.qcow2"), b"QFI\xfb").unwrap();
         assert_eq!(kind("old.qcow2", None), ErrorKind::TargetRefused);
         assert_eq!(kind("old.qcow2", Some(Format::Qcow2)), ErrorKind::TargetRefused);
+        std::fs::write(folder.path().join("empty.qcow2"), b"").unwrap();
+        assert_eq!(kind("empty.qcow2", None), ErrorKind::TargetRefused);
         // A raw disk with such a name was there before: it is the guard's.
         std::fs::write(folder.path().join("raw.qcow2"), b"bytes").unwrap();
         assert!(!becomes("raw.qcow2", None).unwrap());

@@ -53,6 +53,7 @@ pub struct Service {
     socket: PathBuf,
     /// The image, for messages.
     label: String,
+    mode: Mode,
 }
 
 impl Service {
@@ -61,7 +62,7 @@ impl Service {
     ///
     /// # Errors
     /// `Unsupported` if there is no `qemu-nbd`; if it cannot open the image, with its own words.
-    pub fn start(image: &[OsString], mode: Mode, label: &str) -> Result<Service> {
+    pub fn start(image: &[OsString], mode: Mode, label: &str, cancel: &Cancel) -> Result<Service> {
         let folder = make_folder()?;
         let socket = folder.join("nbd");
         let mut command = Command::new("/bin/sh");
@@ -74,8 +75,11 @@ impl Service {
         command.envs(tool.get_envs().filter_map(|(name, value)| Some((name, value?))));
         command.args(image).process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut shell =
-            command.spawn().map_err(|error| Error::io("cannot run", "/bin/sh", error))?;
+        let mut shell = command.spawn().map_err(|error| {
+            // It is empty, and nobody else's.
+            let _ = std::fs::remove_dir(&folder);
+            Error::io("cannot run", "/bin/sh", error)
+        })?;
         let (input, stderr) = (shell.stdin.take(), shell.stderr.take());
         let read = move || {
             let mut text = Vec::new();
@@ -90,14 +94,16 @@ impl Service {
         let complaints = complaints
             .map_err(|error| Error::io("cannot start a thread for", "qemu-nbd", error))?;
         let label = label.to_owned();
-        let mut service = Service { shell, input, complaints: Some(complaints), socket, label };
-        service.wait_for_socket()?;
+        let complaints = Some(complaints);
+        let mut service = Service { shell, input, complaints, socket, label, mode };
+        service.wait_for_socket(cancel)?;
         Ok(service)
     }
 
-    fn wait_for_socket(&mut self) -> Result<()> {
+    fn wait_for_socket(&mut self, cancel: &Cancel) -> Result<()> {
         let started = Instant::now();
         while !self.socket.exists() {
+            cancel.check()?;
             if let Ok(Some(_)) = self.shell.try_wait() {
                 return Err(self.failure("qemu-nbd does not open the image"));
             }
@@ -112,7 +118,11 @@ impl Service {
     /// An error in the server's own words; the server is ended.
     fn failure(&mut self, message: &str) -> Error {
         self.input = None;
-        let complaints = self.complaints.take().and_then(|it| it.join().ok()).unwrap_or_default();
+        // One that hangs in the kernel says nothing any more.
+        let complaints = match self.ends_within(FAREWELL) {
+            true => self.complaints.take().and_then(|it| it.join().ok()).unwrap_or_default(),
+            false => "it does not end either".to_owned(),
+        };
         let kind =
             if complaints.contains("not found") { ErrorKind::Unsupported } else { ErrorKind::Io };
         let hint = match (kind, complaints.contains(" lock")) {
@@ -132,7 +142,7 @@ impl Service {
     pub fn connect(&mut self, io: IoEngine, cancel: &Cancel) -> Result<NbdDevice> {
         let endpoint = Endpoint::Unix(self.socket.clone());
         let uri = Uri { endpoint, export: String::new(), tls: None };
-        NbdDevice::connect(&uri, &[], io, cancel)
+        NbdDevice::connect_once(&uri, io, cancel)
             .map(|device| device.with_label(&self.label))
             .map_err(|error| match self.ends_within(FAREWELL) {
                 // It listens before it opens the image.
@@ -160,11 +170,14 @@ impl Service {
     /// If it does not end, or says that something went wrong.
     pub fn stop(mut self) -> Result<()> {
         self.input = None;
-        match self.ends_within(END) {
-            true => Ok(()),
-            false => Err(Error::new(ErrorKind::Io, "qemu-nbd does not end")
+        if !self.ends_within(END) {
+            return Err(Error::new(ErrorKind::Io, "qemu-nbd does not end")
                 .on(&self.label)
-                .hint("see what it waits for, and end it before the image is used")),
+                .hint("see what it waits for, and end it before the image is used"));
+        }
+        match self.shell.wait() {
+            Ok(status) if status.success() || self.mode == Mode::Read => Ok(()),
+            _ => Err(self.failure("qemu-nbd did not close the image as it should")),
         }
     }
 }

@@ -10,9 +10,12 @@ server=$!
     cat <&3 >/dev/null
     kill "$server"
 } >/dev/null 2>&1 &
+watcher=$!
 # What a shell says of a server that was ended would go to voltar, which may not listen any more.
 exec 3<&- 2>/dev/null
 wait "$server"
 status=$?
+# From now on its number may be somebody else's.
+kill "$watcher" 2>/dev/null
 rm -rf "$folder"
 exit "$status"

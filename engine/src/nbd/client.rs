@@ -11,13 +11,14 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, unbounded};
 
-use super::dial::{Channel, DialError, Dialled, Dialler};
+use super::dial::{Channel, DialError, Dialled, Dialler, Redial};
 use super::handshake::Export;
 use super::link::{Answered, Link, Status, Violation, What};
 use super::protocol::ERROR_SHUTDOWN;
@@ -46,9 +47,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const REDIALS_MS: [u64; 7] = [0, 100, 400, 1000, 2000, 4000, 8000];
 /// How long the end of connections may take.
 const GOODBYE: Duration = Duration::from_millis(500);
-/// How often in a row connections may be lost before anything was answered: all that there are,
-/// several times.
-const LOSSES_MAX: u32 = 4 * CONNECTIONS as u32;
+/// How often in a row all connections may be lost before anything was answered.
+const LOSSES_MAX: u32 = 8;
 
 /// A request's answer.
 #[derive(Debug)]
@@ -90,6 +90,8 @@ pub struct Client {
 #[derive(Default)]
 struct Words {
     engine: Mutex<Option<(String, Option<String>)>>,
+    /// How often a connection was made anew when there was none left.
+    redials: AtomicU32,
 }
 
 impl Client {
@@ -125,7 +127,7 @@ impl Client {
                     }
                 };
                 words.tell(&*sockets);
-                let mut hub = Hub::new(sockets, dialler, inbox, export);
+                let mut hub = Hub::new(sockets, dialler, inbox, export, words);
                 let added = hub.add(first);
                 let is_good = added.is_ok();
                 let _ = ready.send(added);
@@ -149,6 +151,12 @@ impl Client {
     pub fn describe(&self) -> String {
         let engine = self.words.engine.lock().unwrap_or_else(PoisonError::into_inner);
         engine.as_ref().map_or_else(String::new, |(how, _)| how.clone())
+    }
+
+    /// How often a connection was made anew when there was none left: the server may have been
+    /// started since.
+    pub fn redials(&self) -> u32 {
+        self.words.redials.load(Ordering::Relaxed)
     }
 
     /// Why it is not what was to be expected, in words for the user.
@@ -303,6 +311,7 @@ struct Hub {
     /// Why nothing is answered any more.
     over: Option<(io::ErrorKind, String)>,
     answered: Vec<Answered<Who>>,
+    words: Arc<Words>,
 }
 
 impl Hub {
@@ -311,6 +320,7 @@ impl Hub {
         dialler: Arc<Dialler>,
         inbox: Receiver<Message>,
         export: Export,
+        words: Arc<Words>,
     ) -> Hub {
         let (connections, queue, answered) = Default::default();
         let (written, flushed, losses) = (0, 0, 0);
@@ -328,6 +338,7 @@ impl Hub {
             losses,
             over,
             answered,
+            words,
         }
     }
 
@@ -353,8 +364,9 @@ impl Hub {
             }
             self.assign();
             self.pump();
-            if let Err(error) = self.sockets.wait(LOOK, &mut finished) {
-                self.end(error.kind(), format!("waiting for the network failed: {error}"));
+            if self.sockets.wait(LOOK, &mut finished).is_err() {
+                // Nothing comes any more; whoever waits sees that nobody is there.
+                return;
             }
             for transfer in finished.drain(..) {
                 self.finish(transfer);
@@ -491,27 +503,34 @@ impl Hub {
             self.connections.iter().filter(|(_, it)| is_dead(it)).map(|(id, _)| *id).collect();
         for socket in dead {
             let Some(mut connection) = self.connections.remove(&socket) else { continue };
-            for request in connection.link.abandon().into_iter().rev() {
+            let abandoned = connection.link.abandon();
+            // The server may still be at it, and release what is written meanwhile.
+            let has_trim = abandoned.iter().any(|(_, what, _)| matches!(what, What::Trim(_)));
+            for request in abandoned.into_iter().rev() {
                 self.queue.push_front(request);
             }
             if let Some(why) = connection.lost {
-                self.judge_loss(&why);
+                self.judge_loss(&why, has_trim);
             }
         }
     }
 
     /// A connection is lost: whether the work may go on. Others may be to a server that was started
     /// since, and knows nothing of what this one had.
-    fn judge_loss(&mut self, why: &io::Error) {
-        // Who keeps silent for minutes is not waited for again and again.
-        let is_stall = why.kind() == io::ErrorKind::TimedOut;
-        self.losses += if is_stall { LOSSES_MAX / 2 } else { 1 };
-        if self.written > self.flushed {
+    fn judge_loss(&mut self, why: &io::Error, has_trim: bool) {
+        if self.connections.is_empty() {
+            // Who keeps silent for minutes is not waited for again and again.
+            let is_stall = why.kind() == io::ErrorKind::TimedOut;
+            self.losses += if is_stall { LOSSES_MAX / 2 } else { 1 };
+        }
+        if self.written > self.flushed || has_trim {
             let why = format!(
                 "the connection was lost after writes that the server had not yet made durable, \
                  and may have forgotten: {why}"
             );
             self.end(io::ErrorKind::ConnectionAborted, why);
+        } else if self.connections.is_empty() && self.dialler.redial() == Redial::Never {
+            self.end(io::ErrorKind::ConnectionAborted, format!("the server has ended: {why}"));
         } else if self.losses > LOSSES_MAX {
             let why = format!("the connection was lost again and again: {why}");
             self.end(io::ErrorKind::ConnectionAborted, why);
@@ -528,10 +547,11 @@ impl Hub {
             match self.dialler.dial() {
                 Err(error) => why = with_causes(&error),
                 Ok(dialled) => {
-                    if let Err(error) = self.add(dialled) {
+                    match self.add(dialled) {
+                        Ok(()) => self.words.redials.fetch_add(1, Ordering::Relaxed),
                         // It will not become again what it was.
-                        self.end(error.kind(), error.to_string());
-                    }
+                        Err(error) => return self.end(error.kind(), error.to_string()),
+                    };
                     return;
                 }
             }
@@ -738,8 +758,12 @@ impl Connection {
             }
         });
         outcome?;
-        opened.map_err(|error| Violation(format!("TLS: {error}")))?;
-        Ok(())
+        match opened {
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+                Err(Violation(format!("TLS: {error}")).into())
+            }
+            ended => Ok(ended?),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::client::{Answer, Client};
-use super::dial::Dialler;
+use super::dial::{Dialler, Redial};
 use super::handshake::{Export, Replies};
 use super::link::{Status, What};
 use super::protocol::{CONTEXT_ALLOCATION, STATE_ZERO};
@@ -56,9 +56,27 @@ impl NbdDevice {
         io: IoEngine,
         cancel: &Cancel,
     ) -> Result<NbdDevice> {
+        NbdDevice::dial(uri, contexts, Redial::Allowed, io, cancel)
+    }
+
+    /// The same, of a server that ends with its last connection.
+    ///
+    /// # Errors
+    /// As [`connect`](NbdDevice::connect).
+    pub fn connect_once(uri: &Uri, io: IoEngine, cancel: &Cancel) -> Result<NbdDevice> {
+        NbdDevice::dial(uri, &[], Redial::Never, io, cancel)
+    }
+
+    fn dial(
+        uri: &Uri,
+        contexts: &[String],
+        redial: Redial,
+        io: IoEngine,
+        cancel: &Cancel,
+    ) -> Result<NbdDevice> {
         let label = uri.to_string();
         let wanted = std::iter::once(CONTEXT_ALLOCATION.to_owned()).chain(contexts.iter().cloned());
-        let client = Dialler::new(uri.clone(), wanted.collect())
+        let client = Dialler::new(uri.clone(), wanted.collect(), redial)
             .and_then(|dialler| Client::connect(dialler, io, cancel.clone()))
             .map_err(|error| error.in_words(uri))?;
         let export = client.export();
@@ -82,6 +100,12 @@ impl NbdDevice {
     pub fn with_label(mut self, label: &str) -> NbdDevice {
         label.clone_into(&mut self.label);
         self
+    }
+
+    /// How often a connection was made anew when there was none left: what was read before and after
+    /// may be of two instants.
+    pub fn redials(&self) -> u32 {
+        self.access.client.redials()
     }
 
     /// What the server agreed to.

@@ -85,6 +85,17 @@ pub struct Dialler {
     uri: Uri,
     contexts: Vec<String>,
     tls: Option<Arc<ClientConfig>>,
+    /// What to do when all connections are lost.
+    redial: Redial,
+}
+
+/// Whether connections that are lost are made again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Redial {
+    /// Yes: the server may come back.
+    Allowed,
+    /// No: a server that comes back is another one.
+    Never,
 }
 
 /// A connection behind its handshake.
@@ -102,9 +113,14 @@ impl Dialler {
     ///
     /// # Errors
     /// Of the certificates, if there are to be any.
-    pub fn new(uri: Uri, contexts: Vec<String>) -> Result<Dialler, DialError> {
+    pub fn new(uri: Uri, contexts: Vec<String>, redial: Redial) -> Result<Dialler, DialError> {
         let tls = uri.tls.as_ref().map(tls::config).transpose()?;
-        Ok(Dialler { uri, contexts, tls })
+        Ok(Dialler { uri, contexts, tls, redial })
+    }
+
+    /// Whether connections that are lost are made again.
+    pub fn redial(&self) -> Redial {
+        self.redial
     }
 
     /// Connects.
@@ -206,7 +222,10 @@ impl Channel {
         };
         let mut plain = [0; 16 << 10];
         while !bytes.is_empty() {
-            session.read_tls(&mut bytes)?;
+            // It takes nothing any more once the other side has ended the session.
+            if session.read_tls(&mut bytes)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
             session.process_new_packets().map_err(io::Error::other)?;
             loop {
                 match session.reader().read(&mut plain) {

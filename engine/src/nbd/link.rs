@@ -120,7 +120,7 @@ struct Flight<T> {
     chunks: u32,
     /// The first error that was told.
     failed: Option<io::Error>,
-    /// Whether its memory is away, being sent.
+    /// Whether its bytes are still to be sent.
     is_sending: bool,
 }
 
@@ -204,6 +204,8 @@ impl<T> Link<T> {
             _ => 0,
         };
         self.put_header(what.command(), flags, cookie, offset, what.len(), out);
+        // Until its bytes are sent, nothing can answer it.
+        let is_sending = matches!(what, What::Write(..));
         let flight = Flight {
             who,
             what,
@@ -212,7 +214,7 @@ impl<T> Link<T> {
             status: Vec::new(),
             chunks: 0,
             failed: None,
-            is_sending: false,
+            is_sending,
         };
         self.flights.insert(cookie, flight);
         cookie

@@ -37,6 +37,7 @@ use crate::io_engine;
 use crate::observe::Phase;
 use crate::options::{Context, IoEngine, RestoreRequest};
 use crate::report::RestoreReport;
+use crate::words::with_causes;
 
 use plan::Assignment;
 use target::{Cleared, Ready};
@@ -210,6 +211,7 @@ fn write_all(
         match write_one(assignment, ready, is_first, request, context, engine, report) {
             Ok(ready) => complete.push(ready),
             Err(error) => {
+                keep_complete(complete, &mut |text| warn(report, context, text));
                 waiting.for_each(|ready| {
                     ready.leave(false);
                 });
@@ -217,7 +219,20 @@ fn write_all(
             }
         }
     }
-    complete.into_iter().try_for_each(Ready::done)
+    let outcomes: Vec<Result<()>> = complete.into_iter().map(Ready::done).collect();
+    outcomes.into_iter().collect::<Result<()>>().map_err(|error| explain(error, Changed::This))
+}
+
+/// Another target failed: what is complete stays. Files and devices keep their notes, for the same
+/// command to go on; an image has none, and is to be left out then.
+fn keep_complete(complete: Vec<Ready>, tell: &mut dyn FnMut(String)) {
+    for ready in complete.into_iter().filter(Ready::is_image) {
+        let label = ready.device().label().to_owned();
+        tell(match ready.done() {
+            Ok(()) => format!("{label} is complete: leave it out when this is run again"),
+            Err(error) => format!("{label} could not be finished: {}", with_causes(&error)),
+        });
+    }
 }
 
 fn write_one(

@@ -196,6 +196,14 @@ fn clear_export(
         let why = format!("it has {has} bytes and {needs} are needed");
         return Err(refusal(target, why, "choose a larger target"));
     }
+    // Two that write parts of one block at a time would undo each other's work.
+    let (block, chunk) = (device.export().block_min, job.shape.chunk_len());
+    if block > chunk {
+        let why =
+            format!("it takes whole blocks of {block} bytes, and the volume's chunks have {chunk}");
+        let hint = "have the server export it with smaller blocks, or choose another target";
+        return Err(refusal(target, why, hint));
+    }
     let holds_data = holds_data(&device)
         .map_err(|error| Error::io("cannot read the target", device.label(), error))?;
     let resumes = is_stored(&note_of_export(&device, job, snapshot), request);
@@ -414,6 +422,11 @@ impl Ready {
             Site::Local(device, _) => &**device,
             Site::Export(device) | Site::Image(device, _) => device,
         }
+    }
+
+    /// Whether it is a new image.
+    pub fn is_image(&self) -> bool {
+        matches!(self.site, Site::Image(..))
     }
 
     /// Releases the volume's range. Proves nothing about what it reads as.

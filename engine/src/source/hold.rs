@@ -88,6 +88,11 @@ pub trait Hold: Send {
         Ok(())
     }
 
+    /// What the user should know of how it was read, once it was.
+    fn remark(&self) -> Option<String> {
+        None
+    }
+
     /// The snapshot that holds it is durable: what was made becomes the base of the next backup, as
     /// far as the request wants one, and all else is taken away, the old base last.
     ///
@@ -337,6 +342,11 @@ impl HeldVolumes {
     /// As [`Hold::check`].
     pub fn check(&self) -> Result<()> {
         self.lock().iter_mut().try_for_each(|hold| hold.check())
+    }
+
+    /// What the user should know of how the volumes were read.
+    pub fn remarks(&self) -> Vec<String> {
+        self.lock().iter().filter_map(|hold| hold.remark()).collect()
     }
 
     /// Keeps what is to remain, and returns what went wrong.

@@ -34,7 +34,7 @@ pub fn open(
     let chain = Chain::open(path, format, allowed)?;
     let label = format!("{format}:{}", path.display());
     let words = [OsString::from(format!("json:{}", chain.blockdev_json()))];
-    let mut service = Service::start(&words, Mode::Read, &label)?;
+    let mut service = Service::start(&words, Mode::Read, &label, &context.cancel)?;
     let device = service.connect(context.io, &context.cancel)?;
     let size = device.export().size;
     if size == 0 {

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::View;
-use super::hold::{Held, Wanted};
+use super::hold::{Held, Hold, Wanted};
+use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::nbd::NbdDevice;
 use crate::options::{Context, Place};
@@ -27,13 +28,40 @@ fn open_one(wish: Wanted, context: &Context) -> Result<(usize, Held)> {
             .on(uri.to_string())
             .hint("see what the server exports under that name (`nbdinfo`)"));
     }
+    let device = Arc::new(device);
+    let hold = ExportHold { device: Arc::clone(&device) };
     let view = View {
         name: wish.name,
         description: uri.to_string(),
-        device: Arc::new(device),
+        device,
         size,
         change_source: None,
         degraded: None,
     };
-    Ok((wish.number, Held { view, identities: Vec::new(), hold: None }))
+    Ok((wish.number, Held { view, identities: Vec::new(), hold: Some(Box::new(hold)) }))
+}
+
+/// An export that is read.
+struct ExportHold {
+    device: Arc<NbdDevice>,
+}
+
+impl Hold for ExportHold {
+    fn remark(&self) -> Option<String> {
+        (self.device.redials() > 0).then(|| {
+            let label = self.device.label();
+            format!(
+                "the connection to {label} was lost and made again: if its server was started anew \
+                 meanwhile, what was read before and after may be of two instants"
+            )
+        })
+    }
+
+    fn keep(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn release(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
