@@ -8,7 +8,8 @@ exec 3<&0
 server=$!
 {
     cat <&3 >/dev/null
-    kill "$server"
+    # qemu-nbd forgets a signal that comes while it starts.
+    while kill "$server"; do sleep 0.2; done
 } >/dev/null 2>&1 &
 watcher=$!
 # What a shell says of a server that was ended would go to voltar, which may not listen any more.
