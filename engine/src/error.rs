@@ -90,8 +90,8 @@ impl Error {
         let kind = match source.kind() {
             K::StorageFull | K::QuotaExceeded | K::FileTooLarge => ErrorKind::NoSpace,
             K::NotFound => ErrorKind::NotFound,
-            // Signals are waited out below; what comes up is somebody's wish to stop.
-            K::Interrupted => ErrorKind::Interrupted,
+            // One that is no system call's is somebody's wish to stop.
+            K::Interrupted if source.raw_os_error().is_none() => ErrorKind::Interrupted,
             _ => ErrorKind::Io,
         };
         Error::new(kind, message).on(subject).because(source)

@@ -18,7 +18,10 @@ impl<'a> Authority<'a> {
     /// That calls itself `title`.
     fn new(scratch: &'a Scratch, name: &'a str, title: &str) -> Authority<'a> {
         let authority = Authority { scratch, name };
-        authority.certtool(&["--generate-privkey", "--ecc", "--outfile", "KEY"], "key");
+        authority.certtool(
+            &["--generate-privkey", "--key-type=rsa", "--bits=2048", "--outfile", "KEY"],
+            "key",
+        );
         let template = format!("cn = {title}\nca\ncert_signing_key\nexpiration_days = 2\n");
         scratch.write("template", template.as_bytes());
         authority.certtool(
@@ -63,7 +66,10 @@ impl<'a> Authority<'a> {
         std::fs::copy(self.path("cert.pem"), directory.join("ca-cert.pem")).unwrap();
         let file = |kind: &str| path(&directory, &format!("{role}-{kind}.pem"));
         let (key, cert) = (file("key"), file("cert"));
-        self.certtool(&["--generate-privkey", "--ecc", "--outfile", &key], "key");
+        self.certtool(
+            &["--generate-privkey", "--key-type=rsa", "--bits=2048", "--outfile", &key],
+            "key",
+        );
         let usage = "tls_www_server\ntls_www_client\nsigning_key\nexpiration_days = 2\n";
         self.scratch.write("template", format!("cn = {role}\n{template}\n{usage}").as_bytes());
         self.certtool(
