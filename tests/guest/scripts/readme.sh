@@ -12,7 +12,7 @@ udevadm settle
 sectors write /dev/vg/root 1 1 0 8192
 sectors write /dev/zvol/tank/vm-7 2 1 0 8192
 
-sed -n '/^## LVM and ZFS/,/^## Restores/p' /in/README.md | sed -n '/^```sh/,/^```/p' | sed '/^```/d' >commands
+sed -n '/^## LVM and ZFS/,/^## VM images/p' /in/README.md | sed -n '/^```sh/,/^```/p' | sed '/^```/d' >commands
 check test -s commands
 backups=0
 while read -r command; do
