@@ -6,8 +6,9 @@
 //! ```
 //!
 //! A connection that is lost is made anew if nothing is lost by it: what has no answer is asked
-//! again, for every request may be repeated. But a server that was restarted may have forgotten
-//! what it was told and not yet asked to make durable; then the client ends with an error.
+//! again, for a read or a write may be repeated. But a server that was restarted may have forgotten
+//! what it was told and not yet asked to make durable, and one that still works on a trim may release
+//! what is written meanwhile; then the client ends with an error.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;

@@ -2,7 +2,7 @@
 set -Eeuo pipefail
 
 # On the root file system, which knows O_DIRECT; /tmp does not.
-work=/root/work
+export work=/root/work
 mkdir -p "$work"
 cd "$work"
 export XDG_STATE_HOME=$work/state

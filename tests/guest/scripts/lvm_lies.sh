@@ -21,7 +21,7 @@ cat >/usr/local/sbin/dmsetup <<'END'
 #!/bin/bash
 # Damages a block of the pool's metadata once its snapshot is there, and mends it before that goes: the one
 # whose number lies at this offset of the superblock; the superblock itself for 0.
-offset=$(</root/work/offset) cell=/root/work/cell metadata=/dev/mapper/vg-pool_tmeta
+offset=$(<"$work/offset") cell=$work/cell metadata=/dev/mapper/vg-pool_tmeta
 block() { dd if=$metadata bs=4096 skip="$1" count=1 iflag=direct status=none; }
 put() { dd of=$metadata bs=4096 seek="$1" oflag=direct conv=notrunc status=none; }
 if [[ $* == *release_metadata_snap ]]; then put "$(<$cell.number)" <$cell; fi

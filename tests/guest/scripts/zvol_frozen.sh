@@ -18,7 +18,7 @@ on_snapshot() {
 }
 
 # What is frozen cannot be frozen once more.
-readonly TRY='fsfreeze --freeze /mnt/vol 2>/root/work/tried && fsfreeze --unfreeze /mnt/vol'
+readonly TRY='fsfreeze --freeze /mnt/vol 2>"$work/tried" && fsfreeze --unfreeze /mnt/vol'
 was_frozen() { check grep -q 'busy' tried; }
 is_thawed() {
     local tries=0
