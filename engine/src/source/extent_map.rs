@@ -51,6 +51,17 @@ pub trait Pages {
     /// # Errors
     /// `Degraded` if they cannot be had, or make no sense.
     fn page(&mut self, from: u64) -> Result<Page, Degraded>;
+
+    /// The first byte at or behind `at` that may be other than zero; `u64::MAX` if there is none. Asked of what
+    /// the extents call zero, where they may be caught in the middle of a change; whoever gives them as of one
+    /// instant has nothing to add.
+    ///
+    /// # Errors
+    /// `Degraded` if it cannot be had.
+    fn data_from(&mut self, at: u64) -> Result<u64, Degraded> {
+        let _ = at;
+        Ok(u64::MAX)
+    }
 }
 
 /// What [`diff`] saw of two files, to tell whether another look saw the same.
@@ -102,6 +113,8 @@ pub struct Walk<'a> {
     end: u64,
     /// Where the next page begins.
     next: Option<u64>,
+    /// Bytes that are proven to be zero: where they end.
+    zero_until: u64,
     /// All extents that were asked for.
     seen: blake3::Hasher,
 }
@@ -110,7 +123,7 @@ impl<'a> Walk<'a> {
     /// Through a file of `size` bytes.
     pub fn new(pages: &'a mut dyn Pages, size: u64) -> Walk<'a> {
         let seen = blake3::Hasher::new();
-        Walk { pages, size, ahead: VecDeque::new(), end: 0, next: Some(0), seen }
+        Walk { pages, size, ahead: VecDeque::new(), end: 0, next: Some(0), zero_until: 0, seen }
     }
 
     /// What begins at `at`, which never goes back; `None` at the end.
@@ -124,7 +137,18 @@ impl<'a> Walk<'a> {
             Some(extent) => (extent.range.start, Place::Zero),
             None => (self.size, Place::Zero),
         };
-        Ok(Some(Extent { range: at..end.min(self.size), place }))
+        let end = end.min(self.size);
+        if place != Place::Zero {
+            return Ok(Some(Extent { range: at..end, place }));
+        }
+        if self.zero_until <= at {
+            self.zero_until = self.pages.data_from(at)?;
+        }
+        let (end, place) = match self.zero_until {
+            until if until <= at => (end, Place::Unknown),
+            until => (end.min(until), Place::Zero),
+        };
+        Ok(Some(Extent { range: at..end, place }))
     }
 
     /// Drops what ends before `at`, and sees that the next extent is known.
@@ -250,6 +274,29 @@ mod tests {
         };
         assert_eq!(print(1), print(1));
         assert_ne!(print(1), print(2));
+    }
+
+    #[test]
+    fn a_gap_that_may_have_data_is_no_hole() {
+        /// Extents of which some are left out, and where the data they had begins.
+        struct Torn<'a>(Listed<'a>, u64);
+        impl Pages for Torn<'_> {
+            fn page(&mut self, from: u64) -> Result<Page, Degraded> {
+                self.0.page(from)
+            }
+            fn data_from(&mut self, at: u64) -> Result<u64, Degraded> {
+                Ok(self.1.max(at))
+            }
+        }
+        let extents = [stored(0..10, 7, 0)];
+        let whole = || Listed(&extents, 9);
+        let (same, changed, zero) = (Change::Unchanged, Change::Changed, Change::Zero);
+        let now = told(Listed(&[stored(0..30, 7, 0)], 9), 30, Torn(whole(), 20), 30).unwrap();
+        assert_eq!(now, [run(0..10, same), run(10..20, zero), run(20..30, changed)]);
+        let base = told(Torn(whole(), 20), 30, whole(), 30).unwrap();
+        assert_eq!(base, [run(0..20, same), run(20..30, zero)]);
+        let both = told(Torn(whole(), 20), 30, Torn(whole(), 20), 30).unwrap();
+        assert_eq!(both, [run(0..20, same), run(20..30, changed)]);
     }
 
     #[test]

@@ -8,6 +8,9 @@
 //! * The map is older than the bytes: FIEMAP is asked to write back first, and nobody writes to a copy.
 //! * btrfs has compressed extents, parts of which FIEMAP tells from another not: there the extent items
 //!   are read.
+//! * btrfs takes a file's items away before it puts new ones in (a defragmentation that is being written
+//!   back), and between the two the items show a hole where there is none. `SEEK_DATA` waits for that,
+//!   so it is asked what every hole has; what nobody writes to and was a hole once is one.
 //! * Something moves extents meanwhile (balance, defragmentation, `xfs_fsr`), so that what lay at an
 //!   address in one copy lies there in the other a moment later: both maps are walked again until two
 //!   walks in a row saw the same.
@@ -17,7 +20,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 
 use super::copy::{Copy, FileSystem};
-use crate::io::filesystem;
+use crate::io::{filesystem, ioctl};
 use crate::source::changed::ChangeList;
 use crate::source::extent_map::{Fingerprint, Page, Pages, Walk, diff};
 use crate::source::{Change, ChangedExtent, Degraded, btrfs_items, fiemap};
@@ -88,6 +91,11 @@ impl Pages for Items<'_> {
         filesystem::btrfs_items(self.file, self.inode, kind, from, &mut self.answer)
             .map_err(|error| cannot(&error))?;
         btrfs_items::parse(&self.answer, self.inode, from)
+    }
+
+    fn data_from(&mut self, at: u64) -> Result<u64, Degraded> {
+        let data = ioctl::seek_data(self.file, at).map_err(|error| cannot(&error))?;
+        Ok(data.unwrap_or(u64::MAX))
     }
 }
 
