@@ -124,19 +124,18 @@ fn fifty_kills_lose_nothing_and_store_nothing_twice() {
     scratch.write("w/disk", &disk);
     let copy = |to: &str| fs::copy(scratch.path("w/base.voltar"), scratch.path(to)).unwrap();
     let base = copy("w/whole.voltar");
-    let started = Instant::now();
     let whole = voltar(&scratch, "backup disk=w/disk w/whole.voltar").json();
-    let needs = started.elapsed();
     let (stored, full) = (number(&whole, "stored_bytes"), scratch.len("w/whole.voltar"));
     fs::remove_file(scratch.path("w/whole.voltar")).unwrap();
 
     let (mut resumed_rounds, mut sealed_rounds, mut killed) = (0, 0, 0);
     for round in 0..50 {
         copy("w/a.voltar");
-        let running = voltar(&scratch, "backup disk=w/disk w/a.voltar --limit 300M").start();
-        // At that rate it takes a little longer than without a limit.
-        let longest = needs.max(Duration::from_millis(300));
-        std::thread::sleep(Duration::from_micros(rng.below(longest.as_micros() as u64)));
+        let mut running = voltar(&scratch, "backup disk=w/disk w/a.voltar --limit 300M").start();
+        // By how far it came, not by how long it took: this machine may be busy.
+        let at = base + rng.below(KILLED_LEN as u64);
+        running.until(|| scratch.len("w/a.voltar") >= at);
+        std::thread::sleep(Duration::from_micros(rng.below(3000)));
         running.signal(Signal::SIGKILL);
         let ran = running.wait();
         killed += u32::from(ran.signal() == Some(9));
