@@ -10,11 +10,15 @@ list=$(dirname "${BASH_SOURCE[0]}")/packages.txt
 PATH=$PATH:/usr/sbin:/sbin
 
 missing=()
-while read -r package program _; do
-    if [[ -z $package || $package == \#* ]]; then continue; fi
-    if ! command -v "$program" >/dev/null; then missing+=("$package"); fi
-done <"$list"
+find_missing() {
+    missing=()
+    while read -r package program _; do
+        if [[ -z $package || $package == \#* ]]; then continue; fi
+        if ! command -v "$program" >/dev/null; then missing+=("$package"); fi
+    done <"$list"
+}
 
+find_missing
 if ((${#missing[@]} == 0)); then
     echo 'deps: everything is installed'
     exit 0
@@ -35,9 +39,18 @@ install() { apt-get install -y --no-install-recommends "$@" >"$log" 2>&1; }
 
 echo "deps: installing ${missing[*]}"
 apt-get update >"$log" 2>&1 || echo 'deps: apt-get update failed; trying what is known'
-if ! install "${missing[@]}"; then
-    # One package that does not exist here must not keep the others away.
-    for package in "${missing[@]}"; do
-        install "$package" || echo "deps: skipped $package: $(tail -n 1 "$log")"
-    done
+install_missing() {
+    if ! install "${missing[@]}"; then
+        # One package that does not exist here must not keep the others away.
+        for package in "${missing[@]}"; do
+            install "$package" || echo "deps: skipped $package: $(tail -n 1 "$log")"
+        done
+    fi
+}
+install_missing
+# A package that was here may have had to go for another: QEMU's programs of two releases, for one.
+find_missing
+if ((${#missing[@]} > 0)); then
+    echo "deps: once more: ${missing[*]}"
+    install_missing
 fi
