@@ -8,6 +8,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use voltar_engine::image::format::Format;
 use voltar_engine::options::{Changes, Compression, IoEngine, MEMORY_BYTES_MIN};
 
 use crate::size;
@@ -197,13 +198,14 @@ pub struct RestoreArgs {
     #[arg(value_name = "ARCHIVE[@SNAPSHOT]")]
     pub archive: OsString,
     /// Where to: a block device, a file, lvm:GROUP/VOLUME or zfs:POOL/VOLUME, created if missing, a new
-    /// image (NAME.qcow2 or qcow2:PATH), or the URI of an NBD export; NAME= tells several apart
+    /// image (NAME.qcow2 or qcow2:PATH), or the URI of an NBD export; NAME= tells several apart. DIR/
+    /// takes all volumes and attached files
     #[arg(required = true, value_name = "[NAME=]TARGET")]
     pub targets: Vec<OsString>,
-    /// Which volume of the snapshot goes to the one TARGET
+    /// Which volume of the snapshot goes to the one TARGET, or alone into DIR/
     #[arg(long, value_name = "NAME")]
     pub volume: Option<String>,
-    /// Allow a target that holds data
+    /// Allow a target that holds data, and attached files in the place of others
     #[arg(long)]
     pub overwrite: bool,
     /// Compare first and write only what differs; `auto` samples the target to decide
@@ -232,6 +234,10 @@ pub struct RestoreArgs {
     /// Cluster length of a new qcow2 image: a power of two, 4K to 2M [default: 64K]
     #[arg(long, value_name = "SIZE", value_parser = cluster_len, help_heading = "New volumes")]
     pub cluster_size: Option<u64>,
+    /// What volumes become in DIR/ [default: raw]
+    #[arg(long, value_enum, value_name = "raw|qcow2", help_heading = "New volumes")]
+    #[arg(hide_possible_values = true)]
+    pub format: Option<ImageFormat>,
     /// Bound on the rate of writing, per second: `100M`
     #[arg(long, value_name = "RATE", value_parser = size::parse_rate, help_heading = "Resources")]
     pub limit: Option<u64>,
@@ -387,6 +393,24 @@ pub enum DeltaChoice {
     Off,
 }
 
+/// `--format`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ImageFormat {
+    /// The disk's bytes as they are
+    Raw,
+    /// QEMU's own, sparse
+    Qcow2,
+}
+
+impl From<ImageFormat> for Format {
+    fn from(format: ImageFormat) -> Format {
+        match format {
+            ImageFormat::Raw => Format::Raw,
+            ImageFormat::Qcow2 => Format::Qcow2,
+        }
+    }
+}
+
 /// `--on-damage`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Damage {
@@ -533,11 +557,18 @@ The notes that make this possible are kept in $XDG_STATE_HOME/voltar, else /var/
 root and ~/.local/state/voltar for others. Without them a restore that was interrupted needs
 --overwrite to go on.
 
+A TARGET that ends in / or is a directory, DIR/, takes every volume of the snapshot as
+DIR/NAME.raw or, with --format qcow2, as DIR/NAME.qcow2, and every attached file as DIR/NAME (only
+you may read it). Of names, a dot at the start, slashes, percent signs and control characters are
+percent-encoded. The commands that start the machine again are printed, if the snapshot holds
+qemu.json or domain.xml: read them before you run them. DIR is made if it is missing.
+
 Examples:
   voltar restore vm7.vlt /dev/vg/vm7-new
   voltar restore vm7.vlt@2026-11-21 disk.img --read-back
   voltar restore vm7.vlt --volume data /dev/vg/data --overwrite --delta on
-  voltar restore vm7.vlt@latest~1 root=/dev/vg/root data=/dev/vg/data";
+  voltar restore vm7.vlt@latest~1 root=/dev/vg/root data=/dev/vg/data
+  voltar restore vm7.vlt@2026-11-21 vm7/ --format qcow2";
 
 const VERIFY_AFTER: &str = "\
 End to end, every stored byte is read, decompressed and hashed, and every snapshot's map is

@@ -9,6 +9,7 @@ use std::io;
 use std::ops::{Deref, Range};
 
 use voltar_engine::error::{Error, ErrorKind};
+use voltar_engine::words::shell_word;
 
 use crate::exit::Exit;
 
@@ -120,7 +121,7 @@ impl CommandError {
 
     /// The hint to look closer at an archive.
     pub fn verify_hint(archive: &str) -> String {
-        format!("`voltar verify {}` lists the damage and what it costs", word(archive))
+        format!("`voltar verify {}` lists the damage and what it costs", shell_word(archive))
     }
 
     /// Says what it means for the data.
@@ -279,16 +280,7 @@ fn interrupted_hint(act: Act) -> Option<&'static str> {
 }
 
 fn list(archive: &str) -> String {
-    format!("`voltar list {}`", word(archive))
-}
-
-/// The argument as a shell takes it, so that hints can be pasted.
-pub fn word(text: &str) -> String {
-    let is_plain = |c: char| c.is_alphanumeric() || "/._-+,:@%=".contains(c);
-    match !text.is_empty() && text.chars().all(is_plain) {
-        true => text.to_string(),
-        false => format!("'{}'", text.replace('\'', r"'\''")),
-    }
+    format!("`voltar list {}`", shell_word(archive))
 }
 
 /// The chain of sources, outermost first, without repetitions.
@@ -393,8 +385,6 @@ mod tests {
             error.hint.as_deref().unwrap(),
             "`voltar list 'vm 7.vlt'` shows what the archive holds"
         );
-        assert_eq!(word("a'b"), r"'a'\''b'");
-        assert_eq!(word("/dev/vg/lv"), "/dev/vg/lv");
     }
 
     #[test]

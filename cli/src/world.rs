@@ -12,6 +12,8 @@ use jiff::tz::TimeZone;
 pub trait World {
     /// Whether something bears exactly this name; a dangling link does.
     fn exists(&self, path: &Path) -> bool;
+    /// Whether it is a directory, perhaps behind a link.
+    fn is_directory(&self, path: &Path) -> bool;
     /// The path without links and dots, or made absolute where that fails.
     fn canonical(&self, path: &Path) -> PathBuf;
     /// An environment variable.
@@ -31,6 +33,10 @@ pub struct Machine;
 impl World for Machine {
     fn exists(&self, path: &Path) -> bool {
         path.symlink_metadata().is_ok()
+    }
+
+    fn is_directory(&self, path: &Path) -> bool {
+        path.is_dir()
     }
 
     fn canonical(&self, path: &Path) -> PathBuf {

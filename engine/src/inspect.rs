@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use voltar_format::commit::Commit;
 use voltar_format::features::{FORMAT_VERSION, feature_names};
-use voltar_format::frame::ItemKind;
 use voltar_format::index::check_head_block;
 use voltar_format::limits::BLOCK_LEN;
-use voltar_format::manifest::{Attached, Volume};
+use voltar_format::manifest::Volume;
 use voltar_format::record::{RecordHead, RecordKind};
 use voltar_format::segment::Footer;
 use voltar_format::{FormatError, LogOffset};
 
+use crate::archive::attached;
 use crate::archive::chain::{Link, links};
 use crate::archive::index::Index;
 use crate::archive::lost::losses_among;
@@ -189,20 +189,11 @@ pub fn attached_in_archive(
     let file = snapshot.manifest.attached.iter().find(|file| file.name == name);
     let file = file.ok_or_else(|| no_such_file(archive, &snapshot, name))?;
     let mut store = newest_store(archive)?;
-    let mut size = 0u64;
-    for piece in &file.pieces {
-        context.cancel.check()?;
-        let bytes = store.item(piece, ItemKind::Attached)?;
-        size = size.saturating_add(bytes.len() as u64);
-        if size > file.size {
-            break;
-        }
-        out.write_all(&bytes).map_err(|error| Error::io("cannot write", name, error))?;
-    }
-    match size == file.size {
-        true => out.flush().map_err(|error| Error::io("cannot write", name, error)),
-        false => Err(wrong_size(archive, file)),
-    }
+    let failed = |error| Error::io("cannot write", name, error);
+    attached::read(archive, &mut store, file, &context.cancel, &mut |bytes| {
+        out.write_all(bytes).map_err(failed)
+    })?;
+    out.flush().map_err(failed)
 }
 
 /// A store over all that the archive holds.
@@ -215,12 +206,6 @@ fn no_such_file(archive: &Archive, snapshot: &Snapshot, name: &str) -> Error {
     Error::new(ErrorKind::NotFound, format!("snapshot {id} has no attached file {name:?}"))
         .on(archive.label())
         .hint("`voltar show` names the files a snapshot has")
-}
-
-fn wrong_size(archive: &Archive, file: &Attached) -> Error {
-    let name = &file.name;
-    let message = format!("the pieces of attached file {name:?} do not add up to its size");
-    Error::new(ErrorKind::Damaged, message).on(archive.label())
 }
 
 /// The log as it lies.

@@ -314,6 +314,26 @@ pub struct TargetRequest {
     pub place: Place,
 }
 
+/// Where what is restored goes.
+#[derive(Clone, Debug)]
+pub enum Targets {
+    /// One volume to each, at least one.
+    Each(Vec<TargetRequest>),
+    /// Volumes and attached files into one folder.
+    Folder(FolderRequest),
+}
+
+/// A folder that takes a whole snapshot.
+#[derive(Clone, Debug)]
+pub struct FolderRequest {
+    /// Where it is. It is created if missing, the folders above it are not.
+    pub path: PathBuf,
+    /// The volume that is wanted; `None`: all of them.
+    pub volume: Option<String>,
+    /// What volumes become: raw or qcow2.
+    pub format: Format,
+}
+
 /// How volumes that do not exist are created.
 #[derive(Clone, Debug, Default)]
 pub struct NewVolumes {
@@ -333,8 +353,8 @@ pub struct RestoreRequest {
     pub archive: PathBuf,
     /// Which snapshot.
     pub snapshot: Selector,
-    /// Where its volumes go, at least one.
-    pub targets: Vec<TargetRequest>,
+    /// Where its volumes go.
+    pub targets: Targets,
     /// Allow a target that holds data.
     pub overwrite: bool,
     /// Compare first and write only what differs.

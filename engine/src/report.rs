@@ -119,6 +119,13 @@ pub struct RestoreReport {
     pub snapshot: String,
     /// One entry per volume that was begun, in the order asked.
     pub volumes: Vec<VolumeRestore>,
+    /// The folder that takes all of it, if one does.
+    pub directory: Option<String>,
+    /// One entry per attached file that came into the folder, or would.
+    pub attached: Vec<AttachedRestore>,
+    /// Commands for a POSIX shell that start the machine from what is in the folder, if the
+    /// snapshot tells what it was.
+    pub start: Vec<String>,
     /// Whether the target was read again and proven equal.
     pub read_back: bool,
     /// Seconds from start to end.
@@ -156,6 +163,19 @@ pub struct VolumeRestore {
     pub damaged_unlisted: u64,
     /// Bytes in all of them.
     pub damaged_bytes: u64,
+}
+
+/// What a restore did with one attached file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AttachedRestore {
+    /// Its name in the snapshot.
+    pub name: String,
+    /// Its path.
+    pub path: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Whether it is there as the snapshot has it; if not, the archive could not give it.
+    pub complete: bool,
 }
 
 /// What a verification found.

@@ -23,7 +23,7 @@ use voltar_engine::error::{Error, ErrorKind};
 use voltar_engine::observe::{Observer, Phase};
 use voltar_engine::options::{
     ArchiveHome, BackupRequest, Changes, Compression, Context, Dedup, Delta, IoEngine, OnDamage,
-    OnReadError, ParentChoice, RestoreRequest, Selector, SourceRequest, TargetRequest,
+    OnReadError, ParentChoice, RestoreRequest, Selector, SourceRequest, TargetRequest, Targets,
 };
 use voltar_engine::report::{ByteRange, VolumeRestore};
 use voltar_engine::restore::job::{Job, Target};
@@ -643,7 +643,7 @@ impl Place {
         RestoreRequest {
             archive: self.archive.clone(),
             snapshot: Selector::Latest(0),
-            targets: vec![TargetRequest { name: None, place: at(target) }],
+            targets: Targets::Each(vec![TargetRequest { name: None, place: at(target) }]),
             overwrite: false,
             delta: Delta::Auto,
             read_back: true,
@@ -783,7 +783,10 @@ fn several_volumes_and_what_names_get() {
         name: name.map(str::to_owned),
         place: at(&place.path(file)),
     };
-    let with = |targets| RestoreRequest { targets, ..place.request(Path::new("")) };
+    let with = |targets| RestoreRequest {
+        targets: Targets::Each(targets),
+        ..place.request(Path::new(""))
+    };
     let outcome = |targets| {
         let outcome = voltar_engine::restore::run(&with(targets), &context());
         outcome.map_err(|error| (error.kind(), error.remedy().unwrap_or_default().to_owned()))

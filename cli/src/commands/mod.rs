@@ -17,8 +17,9 @@ use serde::Serialize;
 use voltar_engine::cancel::Cancel;
 use voltar_engine::options::Context;
 use voltar_engine::report::Losses;
+use voltar_engine::words::shell_word;
 
-use crate::error::{Act, CommandError, Scene, word};
+use crate::error::{Act, CommandError, Scene};
 use crate::outcome::Partial;
 use crate::render::{Console, Finished, Human, Progress};
 use crate::resolve::{Job, Task};
@@ -91,7 +92,7 @@ fn lost(losses: &Losses, archive: &str) -> Option<(String, String)> {
     };
     let hint = format!(
         "`voltar inspect {} --salvage NEW` brings back what can still be read of it",
-        word(archive)
+        shell_word(archive)
     );
     Some((meaning, hint))
 }

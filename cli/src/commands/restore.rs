@@ -37,7 +37,19 @@ fn scene(request: &RestoreRequest) -> Scene {
 
 /// What the target lacks, the worse first.
 fn shortfall(report: &RestoreReport) -> Option<CommandError> {
-    damaged(report).or_else(|| unreadable(report))
+    damaged(report).or_else(|| lost_files(report)).or_else(|| unreadable(report))
+}
+
+/// Attached files that the archive lost.
+fn lost_files(report: &RestoreReport) -> Option<CommandError> {
+    let lost = report.attached.iter().filter(|file| !file.complete);
+    let names: Vec<&str> = lost.map(|file| file.name.as_str()).collect();
+    (!names.is_empty()).then(|| {
+        let headline = format!("the archive could not give attached files: {}", names.join(", "));
+        CommandError::new(Exit::Damaged, "damaged", headline)
+            .meaning("all else is restored; these files are not")
+            .hint("another snapshot may still hold them: `voltar verify` tells which are whole")
+    })
 }
 
 /// Ranges the archive lost: the target holds zeroes that the volume did not.
@@ -85,7 +97,7 @@ fn missing(
 
 #[cfg(test)]
 mod tests {
-    use voltar_engine::report::ByteRange;
+    use voltar_engine::report::{AttachedRestore, ByteRange};
 
     use super::*;
 
@@ -108,6 +120,9 @@ mod tests {
         RestoreReport {
             snapshot: "a".into(),
             volumes: vec![volume],
+            directory: None,
+            attached: Vec::new(),
+            start: Vec::new(),
             read_back: false,
             elapsed_s: 0.0,
             warnings: Vec::new(),
@@ -121,6 +136,10 @@ mod tests {
         assert_eq!(code(&report(&[], &[])), None);
         assert_eq!(code(&report(&[], &range)), Some(4));
         assert_eq!(code(&report(&range, &range)), Some(3));
+        let mut without = report(&[], &range);
+        let (name, path) = ("vm.xml".into(), "d/vm.xml".into());
+        without.attached = vec![AttachedRestore { name, path, bytes: 1, complete: false }];
+        assert_eq!(code(&without), Some(3));
         let headline = "the archive could not give 4 KiB: vm";
         assert_eq!(shortfall(&report(&range, &[])).unwrap().headline, headline);
     }

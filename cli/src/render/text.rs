@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-pub use voltar_engine::words::count;
+pub use voltar_engine::words::{count, is_harmful};
 
 use crate::size;
 
@@ -28,13 +28,6 @@ pub fn clean(text: &str) -> Cow<'_, str> {
         }
     }
     Cow::Owned(cleaned)
-}
-
-/// What must not reach a terminal: control characters (C0, DEL, C1), line separators, and marks that change the direction.
-pub fn is_harmful(c: char) -> bool {
-    let is_direction = matches!(c,
-        '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') || is_direction
 }
 
 /// As [`clean`], of several lines, which stay lines.

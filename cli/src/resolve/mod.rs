@@ -9,17 +9,20 @@ mod state;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use voltar_engine::image::files::Allowed;
+use voltar_engine::image::format::Format;
 use voltar_engine::options::{
-    ArchiveHome, BackupRequest, Context, Dedup, Delta, Holding, Keep, NewVolumes, OnDamage,
-    OnReadError, ParentChoice, RestoreRequest, Selector, SnapshotUse, SourceRequest, TargetRequest,
-    VerifyRequest,
+    ArchiveHome, BackupRequest, Context, Dedup, Delta, FolderRequest, Holding, Keep, NewVolumes,
+    OnDamage, OnReadError, ParentChoice, Place, RestoreRequest, Selector, SnapshotUse,
+    SourceRequest, TargetRequest, Targets, VerifyRequest,
 };
 
 use crate::args::{
-    self, BackupArgs, Cli, HoldingArgs, InspectArgs, ResourceArgs, RestoreArgs, Verb, VerifyArgs,
+    self, BackupArgs, Cli, HoldingArgs, ImageFormat, InspectArgs, ResourceArgs, RestoreArgs, Verb,
+    VerifyArgs,
 };
 use crate::error::CommandError;
 use crate::world::World;
@@ -271,7 +274,7 @@ fn restore(args: RestoreArgs, world: &dyn World) -> Result<RestoreRequest, Comma
     Ok(RestoreRequest {
         archive,
         snapshot: snapshot.unwrap_or(Selector::Latest(0)),
-        targets: targets(&args.targets, args.volume, world)?,
+        targets: targets(&args.targets, args.volume, args.format, world)?,
         overwrite: args.overwrite,
         delta: match args.delta {
             args::DeltaChoice::Auto => Delta::Auto,
@@ -297,8 +300,9 @@ fn restore(args: RestoreArgs, world: &dyn World) -> Result<RestoreRequest, Comma
 fn targets(
     words: &[OsString],
     volume: Option<String>,
+    format: Option<ImageFormat>,
     world: &dyn World,
-) -> Result<Vec<TargetRequest>, CommandError> {
+) -> Result<Targets, CommandError> {
     let mut targets = words
         .iter()
         .map(|word| place::target(word, world))
@@ -310,11 +314,49 @@ fn targets(
             _ => return Err(volume_conflict()),
         }
     }
+    if let Some(folder) = folder(&targets, format, world)? {
+        return Ok(Targets::Folder(folder));
+    }
     if targets.len() > 1 {
         refuse_unnamed(&targets)?;
     }
     refuse_duplicates("targets", targets.iter().filter_map(|target| target.name.as_deref()))?;
-    Ok(targets)
+    Ok(Targets::Each(targets))
+}
+
+/// The folder that is to take everything, if the target is one.
+fn folder(
+    targets: &[TargetRequest],
+    format: Option<ImageFormat>,
+    world: &dyn World,
+) -> Result<Option<FolderRequest>, CommandError> {
+    let path_of = |target: &TargetRequest| match &target.place {
+        Place::Path(path) if names_folder(path, world) => Some(path.clone()),
+        _ => None,
+    };
+    let found = targets.iter().find_map(|target| path_of(target).map(|path| (target, path)));
+    match (found, format) {
+        (Some(_), _) if targets.len() > 1 => Err(CommandError::usage(
+            "a folder takes all that is restored: there can be no other target",
+            "leave the others out, or name a file or device for each volume",
+        )),
+        (Some((target, path)), format) => Ok(Some(FolderRequest {
+            // As it is shown: without the slash at its end.
+            path: path.components().collect(),
+            volume: target.name.clone(),
+            format: format.map_or(Format::Raw, Format::from),
+        })),
+        (None, Some(_)) => Err(CommandError::usage(
+            "`--format` says what volumes become in a folder",
+            "write DIR/ as the target, or NAME.qcow2 for one new image",
+        )),
+        (None, None) => Ok(None),
+    }
+}
+
+/// Whether a target is a folder: it is there as one, or ends as only one can.
+fn names_folder(path: &Path, world: &dyn World) -> bool {
+    path.as_os_str().as_bytes().ends_with(b"/") || world.is_directory(path)
 }
 
 fn volume_conflict() -> CommandError {
@@ -403,11 +445,11 @@ pub(crate) mod fake {
     use super::*;
     use jiff::tz::TimeZone;
     use std::ffi::OsStr;
-    use std::path::Path;
 
     #[derive(Default)]
     pub struct Fake {
         pub files: Vec<&'static str>,
+        pub folders: Vec<&'static str>,
         pub env: Vec<(&'static str, &'static str)>,
         pub root: bool,
         pub terminal: bool,
@@ -415,7 +457,13 @@ pub(crate) mod fake {
 
     impl World for Fake {
         fn exists(&self, path: &Path) -> bool {
-            self.files.iter().any(|file| Path::new(file) == path)
+            self.files.iter().chain(&self.folders).any(|file| Path::new(file) == path)
+        }
+        fn is_directory(&self, path: &Path) -> bool {
+            let is_parent =
+                |file: &&str| Path::new(file) != path && Path::new(file).starts_with(path);
+            self.folders.iter().any(|folder| Path::new(folder) == path)
+                || self.files.iter().any(is_parent)
         }
         fn canonical(&self, path: &Path) -> PathBuf {
             Path::new("/here").join(path)
@@ -439,7 +487,6 @@ pub(crate) mod fake {
 mod tests {
     use super::fake::Fake;
     use super::*;
-    use std::path::Path;
 
     fn task(line: &str, world: &Fake) -> Result<Task, CommandError> {
         let argv: Vec<OsString> = line.split(' ').map(OsString::from).collect();
@@ -515,10 +562,29 @@ mod tests {
         else {
             panic!()
         };
-        assert_eq!(request.targets[0].name.as_deref(), Some("a"));
+        let Targets::Each(targets) = &request.targets else { panic!() };
+        assert_eq!(targets[0].name.as_deref(), Some("a"));
         assert_eq!(request.snapshot, Selector::Latest(2));
         assert_eq!(request.state_dir.as_deref(), Some(Path::new("/home/u/.local/state/voltar")));
         assert!(!request.discard);
+    }
+
+    #[test]
+    fn a_folder_takes_everything_or_one_volume() {
+        let world = Fake { folders: vec!["there"], ..home() };
+        let folder = |line: &str| match task(line, &world).unwrap() {
+            Task::Restore(RestoreRequest { targets: Targets::Folder(folder), .. }) => {
+                (folder.path.display().to_string(), folder.volume, folder.format)
+            }
+            other => panic!("{line}: {other:?}"),
+        };
+        assert_eq!(folder("voltar restore x new/"), ("new".into(), None, Format::Raw));
+        assert_eq!(folder("voltar restore x there"), ("there".into(), None, Format::Raw));
+        let one = ("new".into(), Some("a".into()), Format::Qcow2);
+        assert_eq!(folder("voltar restore x new/ --volume a --format qcow2"), one);
+        assert_eq!(folder("voltar restore x a=new/ --format qcow2"), one);
+        assert!(refused("voltar restore x a=new/ b=c", &world).starts_with("a folder takes all"));
+        assert!(refused("voltar restore x new --format raw", &world).starts_with("`--format`"));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //!                                            └ tables ── items without an index
 //! ```
 
+pub mod attached;
 pub mod blocks;
 pub mod chain;
 pub mod index;

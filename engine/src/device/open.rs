@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::unistd::{AccessFlags, eaccess};
 
 use super::file::{Access, FileDevice};
@@ -192,6 +193,21 @@ pub fn lock(archive: &File, label: &str) -> Result<()> {
             .meaning("nothing was changed")
             .hint("wait until it is done, and run this again")),
         Err(error) => Err(Error::io("cannot lock the archive", label, error)),
+    }
+}
+
+/// Renames, unless something has that name.
+///
+/// # Errors
+/// The system's.
+pub(crate) fn rename_to_new(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+        // Not all file systems have it.
+        Err(Errno::EINVAL | Errno::ENOSYS) => {
+            std::fs::hard_link(from, to)?;
+            std::fs::remove_file(from)
+        }
+        outcome => Ok(outcome?),
     }
 }
 

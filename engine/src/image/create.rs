@@ -4,13 +4,11 @@ use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde_json::json;
 
 use super::serve::{Mode, Service};
 use crate::cancel::Cancel;
-use crate::device::open::{check_creatable, sync_directory, try_lock};
+use crate::device::open::{check_creatable, rename_to_new, sync_directory, try_lock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::command::Tool;
 use crate::io::IoEngine;
@@ -110,18 +108,6 @@ fn claim(unfinished: &Path, label: &str) -> Result<File> {
     match try_lock(&file).map_err(failed)? {
         true => Ok(file),
         false => Err(failed(std::io::ErrorKind::WouldBlock.into())),
-    }
-}
-
-/// Renames, unless something has that name.
-fn rename_to_new(from: &Path, to: &Path) -> std::io::Result<()> {
-    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
-        // Not all file systems have it.
-        Err(Errno::EINVAL | Errno::ENOSYS) => {
-            std::fs::hard_link(from, to)?;
-            std::fs::remove_file(from)
-        }
-        outcome => Ok(outcome?),
     }
 }
 

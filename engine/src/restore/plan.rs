@@ -2,11 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use voltar_format::manifest::Volume;
+
+use super::folder;
 use super::job::Job;
 use crate::archive::open::Archive;
 use crate::archive::snapshots::Snapshot;
 use crate::error::{Error, ErrorKind, Result};
-use crate::options::{Delta, Place, RestoreRequest, TargetRequest};
+use crate::options::{Delta, FolderRequest, Place, RestoreRequest, TargetRequest, Targets};
 use crate::source::hold::device_path;
 
 /// A volume and where it goes.
@@ -32,17 +35,17 @@ pub fn check(request: &RestoreRequest) -> Result<()> {
     let invalid = |message: &str, hint: &str| {
         Err(Error::new(ErrorKind::InvalidRequest, message).hint(hint.to_owned()))
     };
-    if request.targets.is_empty() {
-        return invalid("no target was named", "name a block device or a file");
-    }
     if request.discard && request.delta == Delta::On {
         return invalid(
             "to discard the target and to compare with what it holds exclude each other",
             "leave out one of `--discard` and `--delta`",
         );
     }
-    let mut paths: Vec<_> =
-        request.targets.iter().map(|target| device_path(&target.place)).collect();
+    let Targets::Each(targets) = &request.targets else { return Ok(()) };
+    if targets.is_empty() {
+        return invalid("no target was named", "name a block device or a file");
+    }
+    let mut paths: Vec<_> = targets.iter().map(|target| device_path(&target.place)).collect();
     paths.sort();
     let twice = paths.windows(2).find_map(|pair| match pair {
         [one, other] if one == other => Some(one),
@@ -71,13 +74,22 @@ pub fn assign(
     archive: &Archive,
     snapshot: &Snapshot,
 ) -> Result<Vec<Assignment>> {
+    match &request.targets {
+        Targets::Each(targets) => assign_each(targets, request, archive, snapshot),
+        Targets::Folder(folder) => assign_all(folder, request, archive, snapshot),
+    }
+}
+
+fn assign_each(
+    targets: &[TargetRequest],
+    request: &RestoreRequest,
+    archive: &Archive,
+    snapshot: &Snapshot,
+) -> Result<Vec<Assignment>> {
     let mut assignments: Vec<Assignment> = Vec::new();
-    for target in &request.targets {
+    for target in targets {
         let name = volume_name(target, archive, snapshot)?;
-        let volume = snapshot.manifest.volume(&name).ok_or_else(|| {
-            let message = format!("the snapshot holds no volume {name:?}");
-            Error::new(ErrorKind::NotFound, message).on(archive.label()).hint(names(snapshot))
-        })?;
+        let volume = volume_called(&name, archive, snapshot)?;
         if assignments.iter().any(|other| other.job.volume.name == name) {
             let message = format!("volume {name:?} is asked for twice");
             return Err(Error::new(ErrorKind::InvalidRequest, message)
@@ -87,6 +99,33 @@ pub fn assign(
         assignments.push(Assignment { job, place: target.place.clone() });
     }
     Ok(assignments)
+}
+
+/// Each volume, or the one that is wanted, to a file of its name.
+fn assign_all(
+    folder: &FolderRequest,
+    request: &RestoreRequest,
+    archive: &Archive,
+    snapshot: &Snapshot,
+) -> Result<Vec<Assignment>> {
+    let volumes = match &folder.volume {
+        Some(name) => std::slice::from_ref(volume_called(name, archive, snapshot)?),
+        None => &snapshot.manifest.volumes[..],
+    };
+    let assign = |volume: &Volume| {
+        let (format, path) = (folder.format, &folder.path);
+        let path = folder::volume_path(path, &volume.name, format)?;
+        let job = Job::new(archive, snapshot, volume, request.on_damage)?;
+        Ok(Assignment { job, place: Place::Image { format, path } })
+    };
+    volumes.iter().map(assign).collect()
+}
+
+fn volume_called<'s>(name: &str, archive: &Archive, snapshot: &'s Snapshot) -> Result<&'s Volume> {
+    snapshot.manifest.volume(name).ok_or_else(|| {
+        let message = format!("the snapshot holds no volume {name:?}");
+        Error::new(ErrorKind::NotFound, message).on(archive.label()).hint(names(snapshot))
+    })
 }
 
 fn volume_name(target: &TargetRequest, archive: &Archive, snapshot: &Snapshot) -> Result<String> {

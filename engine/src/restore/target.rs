@@ -24,6 +24,7 @@ use crate::image::recognise;
 use crate::io::ioctl;
 use crate::nbd::{NbdDevice, Uri};
 use crate::options::{Context, Delta, Place, RestoreRequest};
+use crate::source::hold::device_path;
 
 /// A target that passed the guard, or a path where nothing is yet.
 pub enum Cleared {
@@ -84,6 +85,19 @@ enum Undo {
     Destroy(NewVolume),
     /// Its length was this.
     SetLen(u64),
+}
+
+/// The target at `place` in a folder that is yet to be made: nothing can be there.
+///
+/// # Errors
+/// `InvalidRequest` for an image of a format that is not written.
+pub fn absent(place: &Place) -> Result<Cleared> {
+    let path = device_path(place);
+    let format = place.path().and_then(|(_, format)| format);
+    Ok(match recognise::becomes_image(&path, format)? {
+        true => Cleared::Image(path),
+        false => Cleared::Absent(path),
+    })
 }
 
 /// Guards the target at `place`, or finds that nothing is there. Nothing is changed.

@@ -53,6 +53,10 @@ fn fields_of_backup_and_restore() {
     let restore = run(&scratch, "restore a.voltar out");
     assert_fields(&restore, &["snapshot", "volumes", "read_back", "elapsed_s"]);
     assert_eq!(restore["snapshot"], backup["snapshot"]);
+    assert_fields(&restore, &["directory", "attached", "start"]);
+    let folder = run(&scratch, "restore a.voltar@latest~1 folder/");
+    assert_fields(&folder["attached"][0], &["name", "path", "bytes", "complete"]);
+    assert_eq!(folder["directory"], "folder");
     let restored = &restore["volumes"][0];
     let fields = ["name", "target", "size", "written_bytes", "zeroed_bytes", "kept_bytes", "root"];
     assert_fields(restored, &fields);

@@ -9,6 +9,7 @@ mod contracts;
 mod devices;
 mod faults;
 mod flow;
+mod folder;
 mod freeze;
 mod images;
 mod interfaces;

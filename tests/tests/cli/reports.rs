@@ -187,7 +187,8 @@ fn a_rehearsal_refuses_what_the_run_would_refuse() {
     for (code, line) in [
         (5, "restore a.voltar full.img"),
         (5, "restore a.voltar read-only.img"),
-        (5, "restore a.voltar dir"),
+        (5, "restore a.voltar disk/"),
+        (1, "restore a.voltar link/"),
         (5, "restore a.voltar a.voltar --overwrite"),
         (1, "restore a.voltar nowhere/new.img"),
         (1, "restore a.voltar disk/new.img"),

@@ -27,7 +27,7 @@ use voltar_engine::io::probe;
 use voltar_engine::observe::Observer;
 use voltar_engine::options::{
     ArchiveHome, BackupRequest, Changes, Compression, Context, Delta, IoEngine, OnDamage,
-    ParentChoice, Place, RestoreRequest, Selector, SourceRequest, TargetRequest,
+    ParentChoice, Place, RestoreRequest, Selector, SourceRequest, TargetRequest, Targets,
 };
 use voltar_engine::report::{BackupReport, VolumeBackup, VolumeRestore};
 use voltar_engine::restore::job::Job;
@@ -781,7 +781,10 @@ fn restore_file(
     let request = RestoreRequest {
         archive: directory.join("archive.voltar"),
         snapshot: Selector::IdPrefix(id.into()),
-        targets: vec![TargetRequest { name: Some(name.into()), place: Place::Path(path.clone()) }],
+        targets: Targets::Each(vec![TargetRequest {
+            name: Some(name.into()),
+            place: Place::Path(path.clone()),
+        }]),
         overwrite,
         delta,
         read_back: true,

@@ -1,6 +1,6 @@
 //! The summary of a restore.
 
-use voltar_engine::report::RestoreReport;
+use voltar_engine::report::{AttachedRestore, RestoreReport, VolumeRestore};
 
 use super::table::Table;
 use super::{Human, View, ranges, size_cell, text};
@@ -8,7 +8,9 @@ use crate::outcome::{Partial, Restore};
 
 impl Human for Restore {
     fn human(&self, view: &View) -> String {
-        format!("{}{}", volumes(&self.report, view), conclusion(self, view))
+        let report = &self.report;
+        let (volumes, attached) = (volumes(report, view), attached(report));
+        format!("{volumes}{attached}{}{}", conclusion(self, view), start(report))
     }
 }
 
@@ -59,6 +61,32 @@ fn table(report: &RestoreReport) -> Table {
     table
 }
 
+fn attached(report: &RestoreReport) -> String {
+    let line = |file: &AttachedRestore| {
+        let (path, size) = (text::clean(&file.path), size_cell(file.bytes));
+        let state = if file.complete { "" } else { ", not restored: damaged in the archive" };
+        format!("attached: {path} ({size}{state})\n")
+    };
+    report.attached.iter().map(line).collect()
+}
+
+/// How the machine is started whose disks are in the folder, or else what the disks are.
+fn start(report: &RestoreReport) -> String {
+    match (&report.directory, &report.start[..]) {
+        (None, _) => String::new(),
+        (Some(_), []) => report.volumes.iter().map(disk).collect(),
+        (Some(_), commands) => {
+            let line = |command: &String| format!("  {}\n", text::clean(command));
+            format!("to start it:\n{}", commands.iter().map(line).collect::<String>())
+        }
+    }
+}
+
+fn disk(volume: &VolumeRestore) -> String {
+    let (path, size) = (text::clean(&volume.target), size_cell(volume.size));
+    format!("disk: {path}, {size}\n")
+}
+
 fn conclusion(restore: &Restore, view: &View) -> String {
     let report = &restore.report;
     let id = view.id(&report.snapshot);
@@ -74,7 +102,7 @@ fn conclusion(restore: &Restore, view: &View) -> String {
 
 #[cfg(test)]
 mod tests {
-    use voltar_engine::report::{ByteRange, VolumeRestore};
+    use voltar_engine::report::ByteRange;
 
     use super::super::fake::{ID, view};
     use super::*;
@@ -99,6 +127,9 @@ mod tests {
             report: RestoreReport {
                 snapshot: ID.into(),
                 volumes: vec![volume],
+                directory: None,
+                attached: Vec::new(),
+                start: Vec::new(),
                 read_back: true,
                 elapsed_s: 16.0,
                 warnings: Vec::new(),
@@ -117,6 +148,28 @@ mod tests {
              \x20 0x0..0x10000 (64 KiB)\n\
              snapshot 0123456789ab restored in 16 s, 512 MiB/s, read back and proven equal\n"
         );
+    }
+
+    #[test]
+    fn a_folder_ends_with_how_the_machine_is_started() {
+        let mut restore = restore();
+        let report = &mut restore.report;
+        report.directory = Some("vm7".into());
+        let file = |name: &str, complete| AttachedRestore {
+            name: name.into(),
+            path: format!("vm7/{name}"),
+            bytes: 2048,
+            complete,
+        };
+        report.attached = vec![file("qemu.json", true), file("notes", false)];
+        let text = restore.human(&view());
+        let attached = "attached: vm7/qemu.json (2 KiB)\n\
+                        attached: vm7/notes (2 KiB, not restored: damaged in the archive)\n";
+        assert!(text.contains(attached), "{text}");
+        assert!(text.ends_with("\ndisk: /dev/vg/vm7, 8 GiB\n"), "{text}");
+        restore.report.start = vec!["qemu-system-x86_64 -m 1M".into()];
+        let text = restore.human(&view());
+        assert!(text.ends_with("\nto start it:\n  qemu-system-x86_64 -m 1M\n"), "{text}");
     }
 
     #[test]
