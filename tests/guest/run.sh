@@ -9,6 +9,8 @@
 #   -D FILE     this raw file as a disk, to be kept; counted with the others
 #   -o DIR      put what the command left in /out into this directory
 #   -t SECONDS  how long it may take (default 300)
+#   -m COMMAND  start the machine by this line for the shell, which gives it the root as its disk; what it
+#               boots, its console and its channels to us are added
 #
 # COMMAND is a line for bash, run by root. Its output, both streams in one, goes to standard output and its
 # status is ours; 124 if time was up and 125 if the guest died, with what its console said on standard error.
@@ -23,6 +25,7 @@ readonly KERNEL_OPTIONS='console=ttyS0 panic=-1 quiet mitigations=off norandmaps
     init_on_alloc=0 hardened_usercopy=off apparmor=0 audit=0 cgroup_disable=memory'
 
 payload=() programs=() disks=() results='' limit=300
+machine=(qemu-system-x86_64 -machine q35 -accel tcg -cpu Nehalem -smp 2 -m "$MEMORY") has_root=''
 
 main() {
     options "$@"
@@ -47,7 +50,7 @@ usage() {
 
 options() {
     local option
-    while getopts b:p:d:D:o:t: option; do
+    while getopts b:p:d:D:o:t:m: option; do
         case $option in
         b) programs+=("$OPTARG") ;;
         p) payload+=("$OPTARG") ;;
@@ -55,6 +58,7 @@ options() {
         D) disks+=("old:$OPTARG") ;;
         o) results=$OPTARG ;;
         t) limit=$OPTARG ;;
+        m) eval "machine=($OPTARG)" has_root=yes ;;
         *) usage ;;
         esac
     done
@@ -98,8 +102,10 @@ add_disks() {
         truncate -s 1G "$work/results"
         disk results "$work/results"
     fi
-    # Writable, and as it was afterwards: QEMU keeps what is written in a temporary file.
-    disk root "$guest/root.img" ,snapshot=on
+    if [[ -z $has_root ]]; then
+        # Writable, and as it was afterwards: QEMU keeps what is written in a temporary file.
+        disk root "$guest/root.img" ,snapshot=on
+    fi
 }
 
 # disk SERIAL FILE [OPTION]
@@ -116,8 +122,7 @@ boot() {
     # Each ends with its parent, even if that is killed.
     TMPDIR=$work setpriv --pdeathsig TERM \
         timeout --kill-after=5 "$limit" setpriv --pdeathsig KILL \
-        qemu-system-x86_64 -machine q35 -accel tcg -cpu Nehalem -smp 2 -m "$MEMORY" \
-        -nodefaults -no-user-config -display none -no-reboot \
+        "${machine[@]}" -nodefaults -no-user-config -display none -no-reboot \
         -kernel "$guest/vmlinux" -initrd "$guest/initrd" \
         -append "${KERNEL_OPTIONS//$'\n'/}" \
         -chardev "file,id=console,path=$work/console" -serial chardev:console \

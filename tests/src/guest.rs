@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use crate::command::{program, root};
@@ -22,10 +22,10 @@ static ENDED: Condvar = Condvar::new();
 const RUNNING_MAX: usize = 4;
 
 /// Leave to run a guest, given back when dropped.
-struct Turn;
+pub(crate) struct Turn;
 
 impl Turn {
-    fn wait() -> Turn {
+    pub(crate) fn wait() -> Turn {
         let count = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
         let is_full = |running: &mut usize| *running >= count.min(RUNNING_MAX);
@@ -58,6 +58,15 @@ pub enum Disk<'a> {
 /// If the script fails, or ends without having checked anything.
 pub fn run(test: &str, name: &str, disks: &[Disk<'_>], tool: &str) -> Option<String> {
     let _turn = Turn::wait();
+    let mut command = command(disks, tool);
+    let output = command.arg(format!("bash scripts/{name}.sh")).output().expect("run.sh starts");
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    judged(test, name, output.status, printed, &complaints)
+}
+
+/// The line that starts a guest, without what it is to do.
+fn command(disks: &[Disk<'_>], tool: &str) -> Command {
     let folder = root().join("tests/guest");
     let mut command = Command::new(folder.join("run.sh"));
     command.args(["-t", &SECONDS_MAX.to_string(), "-b", tool, "-p"]).arg(folder.join("scripts"));
@@ -68,19 +77,48 @@ pub fn run(test: &str, name: &str, disks: &[Disk<'_>], tool: &str) -> Option<Str
             Disk::Kept(file) => command.arg("-D").arg(file),
         };
     }
-    let output = command
-        .arg(format!("bash scripts/{name}.sh"))
+    command.env("VOLTAR_BIN", program()).stdin(Stdio::null());
+    command
+}
+
+/// What a script of `tests/guest` printed, which must succeed; `None` if it says that there can be
+/// no guest here, and `test` is skipped.
+pub(crate) fn printed_by(test: &str, script: &mut Command) -> Option<String> {
+    let output = script
         .env("VOLTAR_BIN", program())
         .stdin(Stdio::null())
         .output()
-        .expect("run.sh starts");
+        .expect("the script starts");
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     let complaints = String::from_utf8_lossy(&output.stderr);
-    if output.status.code() == Some(NO_GUEST) {
+    succeeded(test, &format!("{script:?}"), output.status, printed, &complaints)
+}
+
+/// What was printed, if there was a guest.
+fn succeeded(
+    test: &str,
+    what: &str,
+    status: ExitStatus,
+    printed: String,
+    complaints: &str,
+) -> Option<String> {
+    if status.code() == Some(NO_GUEST) {
         skip(test, complaints.trim().lines().last().unwrap_or("no guest"));
         return None;
     }
-    assert!(output.status.success(), "{name}.sh: {}\n{printed}{complaints}", output.status);
+    assert!(status.success(), "{what}: {status}\n{printed}{complaints}");
+    Some(printed)
+}
+
+/// The same of a script that counts what it checked.
+fn judged(
+    test: &str,
+    name: &str,
+    status: ExitStatus,
+    printed: String,
+    complaints: &str,
+) -> Option<String> {
+    let printed = succeeded(test, &format!("{name}.sh"), status, printed, complaints)?;
     let checks = checks(&printed);
     assert!(checks.is_some_and(|checks| checks > 0), "{name}.sh checked nothing:\n{printed}");
     // Past the test runner, which shows only what failing tests print: what was done in the guest

@@ -2,6 +2,7 @@
 //! after themselves, and saying why a test cannot run here.
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+pub mod boot;
 pub mod command;
 pub mod data;
 pub mod device;

@@ -2,6 +2,7 @@
 //! what is worked out here from what they leave.
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod boot;
 mod faults;
 mod lvm;
 mod power_loss;
