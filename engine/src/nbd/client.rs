@@ -351,7 +351,9 @@ impl Hub {
         }
         stream.set_timeout(None)?;
         let socket = self.sockets.add(stream)?;
-        let connection = Connection::new(channel, &self.export);
+        // Who is not asked for holes is not to leave any out of what it sends.
+        let wants_whole = self.export.flags.has_df() && !self.dialler.asks_for_holes();
+        let connection = Connection::new(channel, &self.export, wants_whole);
         self.connections.insert(socket, connection);
         Ok(())
     }
@@ -611,9 +613,9 @@ impl From<Violation> for Broken {
 }
 
 impl Connection {
-    fn new(dialled: Channel, export: &Export) -> Connection {
+    fn new(dialled: Channel, export: &Export, wants_whole: bool) -> Connection {
         Connection {
-            link: Link::new(export.replies),
+            link: Link::new(export.replies).with_whole_reads(wants_whole),
             channel: dialled,
             outgoing: VecDeque::new(),
             sending: None,

@@ -17,7 +17,7 @@ use crate::cancel::Cancel;
 use crate::device::{Device, Extent, ExtentKind, Extents, Geometry, Zero, ZeroMethod};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::IoEngine;
-use crate::io::buffer::BufferPool;
+use crate::io::buffer::{Buffer, BufferPool};
 use crate::io::op::{Completion, Driver, Op, OpKind};
 use crate::io::sockets::Memory;
 
@@ -56,7 +56,27 @@ impl NbdDevice {
         io: IoEngine,
         cancel: &Cancel,
     ) -> Result<NbdDevice> {
-        NbdDevice::dial(uri, contexts, Redial::Allowed, io, cancel)
+        NbdDevice::dial(uri, with_allocation(contexts), Redial::Allowed, io, cancel)
+    }
+
+    /// The same, of a server that is right only about what lies in one of its clusters of `cluster_len`
+    /// bytes: reads end where clusters do, every byte is sent (`NBD_CMD_FLAG_DF`), and holes are not
+    /// asked for.
+    ///
+    /// # Errors
+    /// As [`connect`](NbdDevice::connect).
+    pub fn connect_by_clusters(
+        uri: &Uri,
+        contexts: &[String],
+        cluster_len: u64,
+        io: IoEngine,
+        cancel: &Cancel,
+    ) -> Result<NbdDevice> {
+        let mut device = NbdDevice::dial(uri, contexts.to_vec(), Redial::Allowed, io, cancel)?;
+        if let Some(access) = Arc::get_mut(&mut device.access) {
+            access.cluster_len = Some(cluster_len);
+        }
+        Ok(device)
     }
 
     /// The same, of a server that ends with its last connection.
@@ -64,19 +84,18 @@ impl NbdDevice {
     /// # Errors
     /// As [`connect`](NbdDevice::connect).
     pub fn connect_once(uri: &Uri, io: IoEngine, cancel: &Cancel) -> Result<NbdDevice> {
-        NbdDevice::dial(uri, &[], Redial::Never, io, cancel)
+        NbdDevice::dial(uri, with_allocation(&[]), Redial::Never, io, cancel)
     }
 
     fn dial(
         uri: &Uri,
-        contexts: &[String],
+        contexts: Vec<String>,
         redial: Redial,
         io: IoEngine,
         cancel: &Cancel,
     ) -> Result<NbdDevice> {
         let label = uri.to_string();
-        let wanted = std::iter::once(CONTEXT_ALLOCATION.to_owned()).chain(contexts.iter().cloned());
-        let client = Dialler::new(uri.clone(), wanted.collect(), redial)
+        let client = Dialler::new(uri.clone(), contexts, redial)
             .and_then(|dialler| Client::connect(dialler, io, cancel.clone()))
             .map_err(|error| error.in_words(uri))?;
         let export = client.export();
@@ -87,7 +106,7 @@ impl NbdDevice {
             return Err(Error::new(ErrorKind::Unsupported, message).on(label));
         }
         Ok(NbdDevice {
-            access: Arc::new(Access { client }),
+            access: Arc::new(Access { client, cluster_len: None }),
             label,
             told: Mutex::default(),
             is_silent: AtomicBool::new(false),
@@ -100,6 +119,11 @@ impl NbdDevice {
     pub fn with_label(mut self, label: &str) -> NbdDevice {
         label.clone_into(&mut self.label);
         self
+    }
+
+    /// Whether the server was asked what reads as zeroes, and tells.
+    pub fn tells_holes(&self) -> bool {
+        self.context(CONTEXT_ALLOCATION).is_some()
     }
 
     /// How often a connection was made anew when there was none left: what was read before and after
@@ -199,10 +223,16 @@ impl NbdDevice {
     }
 }
 
+fn with_allocation(contexts: &[String]) -> Vec<String> {
+    std::iter::once(CONTEXT_ALLOCATION.to_owned()).chain(contexts.iter().cloned()).collect()
+}
+
 /// An export at any alignment: what the server takes in whole blocks only is read, and written, as
 /// such.
 struct Access {
     client: Client,
+    /// No read reaches over a multiple of it.
+    cluster_len: Option<u64>,
 }
 
 impl Access {
@@ -220,6 +250,12 @@ impl Access {
         (most - most % self.block_min()).max(self.block_min())
     }
 
+    /// Most bytes of a read at `offset`.
+    fn read_max(&self, offset: u64) -> u64 {
+        let to_end = self.cluster_len.map_or(u64::MAX, |len| len - offset % len);
+        self.transfer_max().min(to_end)
+    }
+
     fn is_aligned(&self, offset: u64, len: u64) -> bool {
         offset.is_multiple_of(self.block_min()) && len.is_multiple_of(self.block_min())
     }
@@ -234,14 +270,15 @@ impl Access {
 
     /// Reads whole blocks.
     fn read_blocks(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        let mut at = offset;
-        for piece in bytes.chunks_mut(self.transfer_max() as usize) {
-            let (what, _) =
-                self.client.call(What::Read(Memory::Bytes(vec![0; piece.len()])), at)?;
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = offset + done as u64;
+            let len = (bytes.len() - done).min(self.read_max(at) as usize);
+            let (what, _) = self.client.call(What::Read(Memory::Bytes(vec![0; len])), at)?;
             if let What::Read(memory) = what {
-                piece.copy_from_slice(memory.bytes());
+                bytes[done..done + len].copy_from_slice(memory.bytes());
             }
-            at += piece.len() as u64;
+            done += len;
         }
         Ok(())
     }
@@ -370,6 +407,7 @@ impl Device for NbdDevice {
             answers,
             inbox,
             pending: Vec::new(),
+            gathered: Vec::new(),
             in_flight: 0,
             depth: depth.max(1) as usize,
             ready: Vec::new(),
@@ -453,6 +491,7 @@ struct NbdDriver {
     inbox: Receiver<Answer>,
     /// What is in flight: the operation's token and offset, and what a write's buffer showed.
     pending: Vec<Option<Pending>>,
+    gathered: Vec<Gathered>,
     in_flight: usize,
     depth: usize,
     /// Complete without having been asked.
@@ -466,11 +505,22 @@ struct Pending {
     offset: u64,
     shown: usize,
     len: usize,
+    /// Where in the buffer of the operation `token` it goes, if it is a part of one.
+    gathered_at: Option<usize>,
+}
+
+/// A read that is asked for in parts.
+struct Gathered {
+    token: u64,
+    offset: u64,
+    buffer: Buffer,
+    /// Parts that have no answer yet.
+    left: usize,
+    result: io::Result<usize>,
 }
 
 impl NbdDriver {
     fn place(&mut self, pending: Pending) -> u64 {
-        self.in_flight += 1;
         match self.pending.iter().position(Option::is_none) {
             Some(place) => {
                 self.pending[place] = Some(pending);
@@ -485,16 +535,57 @@ impl NbdDriver {
 
     fn completed(&mut self, answer: Answer) -> Option<Completion> {
         let pending = self.pending.get_mut(answer.token as usize)?.take()?;
+        if let Some(at) = pending.gathered_at {
+            return self.gather(pending, at, answer);
+        }
         self.in_flight -= 1;
         let (What::Read(Memory::Pool(mut buffer)) | What::Write(Memory::Pool(mut buffer), _)) =
             answer.what
         else {
             return None;
         };
-        let Pending { token, offset, shown, len } = pending;
+        let Pending { token, offset, shown, len, .. } = pending;
         let result = answer.result.map(|_| len);
         let count = result.as_ref().map_or(0, |count| *count);
         buffer.set_len(if shown == READ { count } else { shown });
+        Some(Completion { token, offset, buffer, result })
+    }
+
+    /// Asks for `len` bytes in parts, all at once.
+    fn ask_parts(&mut self, token: u64, offset: u64, mut buffer: Buffer, len: usize) {
+        buffer.set_len(len);
+        let (mut at, mut left) = (0, 0);
+        while at < len {
+            let start = offset + at as u64;
+            let part = (len - at).min(self.access.read_max(start) as usize);
+            let pending = Pending { token, offset, shown: READ, len: part, gathered_at: Some(at) };
+            let place = self.place(pending);
+            let what = What::Read(Memory::Bytes(vec![0; part]));
+            self.access.client.ask(place, &self.answers, what, start);
+            (at, left) = (at + part, left + 1);
+        }
+        self.in_flight += 1;
+        self.gathered.push(Gathered { token, offset, buffer, left, result: Ok(len) });
+    }
+
+    /// Takes the answer to a part, and the whole if it was the last.
+    fn gather(&mut self, part: Pending, at: usize, answer: Answer) -> Option<Completion> {
+        let place = self.gathered.iter().position(|other| other.token == part.token)?;
+        let whole = &mut self.gathered[place];
+        match (answer.result, answer.what) {
+            (Ok(_), What::Read(memory)) => {
+                whole.buffer[at..at + part.len].copy_from_slice(memory.bytes());
+            }
+            (Ok(_), _) => whole.result = Err(io::ErrorKind::InvalidData.into()),
+            (Err(error), _) => whole.result = Err(error),
+        }
+        whole.left -= 1;
+        if whole.left > 0 {
+            return None;
+        }
+        let Gathered { token, offset, mut buffer, result, .. } = self.gathered.swap_remove(place);
+        self.in_flight -= 1;
+        buffer.set_len(result.as_ref().map_or(0, |len| *len));
         Some(Completion { token, offset, buffer, result })
     }
 
@@ -527,7 +618,12 @@ impl Driver for NbdDriver {
             self.ready.push(op.perform(|bytes, at| access.read_at(bytes, at), write));
             return Ok(());
         }
+        let is_cut = access.read_max(offset) < len as u64;
         let (what, shown) = match op.kind {
+            OpKind::Read { buffer, .. } if is_cut => {
+                self.ask_parts(token, offset, buffer, len);
+                return Ok(());
+            }
             OpKind::Read { mut buffer, .. } => {
                 buffer.set_len(len);
                 (What::Read(Memory::Pool(buffer)), READ)
@@ -538,7 +634,8 @@ impl Driver for NbdDriver {
                 (What::Write(Memory::Pool(buffer), from..from + len), shown)
             }
         };
-        let place = self.place(Pending { token, offset, shown, len });
+        self.in_flight += 1;
+        let place = self.place(Pending { token, offset, shown, len, gathered_at: None });
         self.access.client.ask(place, &self.answers, what, offset);
         Ok(())
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustls::{ClientConfig, ClientConnection};
 
 use super::handshake::{Export, Greeting, HandshakeError, Wishes};
+use super::protocol::CONTEXT_ALLOCATION;
 use super::tls;
 use super::uri::{Endpoint, Uri};
 use crate::error::{Error, ErrorKind};
@@ -116,6 +117,12 @@ impl Dialler {
     pub fn new(uri: Uri, contexts: Vec<String>, redial: Redial) -> Result<Dialler, DialError> {
         let tls = uri.tls.as_ref().map(tls::config).transpose()?;
         Ok(Dialler { uri, contexts, tls, redial })
+    }
+
+    /// Whether the server is asked what reads as zeroes. Where it is not, reads are asked for in one piece
+    /// (`NBD_CMD_FLAG_DF`), of which a server need not take more than 64 KiB.
+    pub fn asks_for_holes(&self) -> bool {
+        self.contexts.iter().any(|context| context == CONTEXT_ALLOCATION)
     }
 
     /// Whether connections that are lost are made again.

@@ -12,8 +12,8 @@ use super::handshake::Replies;
 use super::protocol::{
     self, CHUNK_BLOCK_STATUS, CHUNK_BLOCK_STATUS_EXT, CHUNK_DONE, CHUNK_ERROR, CHUNK_ERROR_BIT,
     CHUNK_ERROR_OFFSET, CHUNK_NONE, CHUNK_OFFSET_DATA, CHUNK_OFFSET_HOLE, Command,
-    EXTENDED_REPLY_MAGIC, EXTENDED_REQUEST_MAGIC, FLAG_NO_HOLE, FLAG_PAYLOAD_LEN, REQUEST_MAGIC,
-    SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC,
+    EXTENDED_REPLY_MAGIC, EXTENDED_REQUEST_MAGIC, FLAG_DF, FLAG_NO_HOLE, FLAG_PAYLOAD_LEN,
+    REQUEST_MAGIC, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC,
 };
 use crate::io::sockets::Memory;
 
@@ -162,6 +162,8 @@ struct Chunk {
 /// The transmission phase of one connection.
 pub struct Link<T> {
     replies: Replies,
+    /// Whether reads are asked for in one piece.
+    wants_whole: bool,
     flights: HashMap<u64, Flight<T>>,
     next_cookie: u64,
     stage: Stage,
@@ -175,10 +177,24 @@ impl<T> Link<T> {
     /// After a handshake that agreed on `replies`.
     pub fn new(replies: Replies) -> Link<T> {
         let (flights, inbox) = Default::default();
-        let mut link =
-            Link { replies, flights, next_cookie: 1, stage: Stage::Head, inbox, need: 0 };
+        let mut link = Link {
+            replies,
+            wants_whole: false,
+            flights,
+            next_cookie: 1,
+            stage: Stage::Head,
+            inbox,
+            need: 0,
+        };
         link.expect_head();
         link
+    }
+
+    /// The same, with reads asked for in one piece: every byte is to be sent.
+    #[must_use]
+    pub fn with_whole_reads(mut self, wants_whole: bool) -> Link<T> {
+        self.wants_whole = wants_whole;
+        self
     }
 
     /// Requests without an answer.
@@ -201,6 +217,7 @@ impl<T> Link<T> {
         let flags = match &what {
             What::WriteZeroes { no_hole: true, .. } => FLAG_NO_HOLE,
             What::Write(..) if self.is_extended() => FLAG_PAYLOAD_LEN,
+            What::Read(..) if self.wants_whole => FLAG_DF,
             _ => 0,
         };
         self.put_header(what.command(), flags, cookie, offset, what.len(), out);

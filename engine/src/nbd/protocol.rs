@@ -40,6 +40,8 @@ pub enum Command {
 pub const FLAG_FUA: u16 = 1 << 0;
 /// Command flag with [`Command::WriteZeroes`]: keep the range allocated.
 pub const FLAG_NO_HOLE: u16 = 1 << 1;
+/// Command flag with [`Command::Read`]: answer in one piece, without leaving out holes.
+pub const FLAG_DF: u16 = 1 << 2;
 /// Command flag of an extended request: `len` is that of a payload.
 pub const FLAG_PAYLOAD_LEN: u16 = 1 << 5;
 
