@@ -6,6 +6,7 @@
 use std::ffi::{OsStr, OsString};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use voltar_engine::image::format::Format;
@@ -183,6 +184,11 @@ pub struct BackupArgs {
     /// Bound on the rate of reading, per second: `100M`
     #[arg(long, value_name = "RATE", value_parser = size::parse_rate, help_heading = "Resources")]
     pub limit: Option<u64>,
+    /// Slow down while reads of a volume in use, or the writes of its guest, take longer than so many
+    /// milliseconds on average, to 20 MiB/s at most; `off`: never
+    #[arg(long, value_name = "MS|off", default_value = "50", value_parser = max_latency)]
+    #[arg(help_heading = "Resources")]
+    pub max_latency: MaxLatency,
     /// Do everything but write to the archive; snapshots are made, and taken away again
     #[arg(long)]
     pub dry_run: bool,
@@ -485,6 +491,18 @@ fn percent(text: &str) -> Result<f64, String> {
         .ok()
         .filter(|value| (0.0..=100.0).contains(value))
         .ok_or_else(|| "a percentage lies between 0 and 100".to_string())
+}
+
+/// A bound on latencies, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MaxLatency(pub Option<Duration>);
+
+fn max_latency(text: &str) -> Result<MaxLatency, String> {
+    match (text, text.strip_suffix("ms").unwrap_or(text).parse()) {
+        ("off", _) => Ok(MaxLatency(None)),
+        (_, Ok(ms @ 1..=60_000)) => Ok(MaxLatency(Some(Duration::from_millis(ms)))),
+        _ => Err("a latency is 1 to 60000 milliseconds, or `off`".to_string()),
+    }
 }
 
 fn sample(text: &str) -> Result<f64, String> {

@@ -17,6 +17,7 @@ pub mod image;
 pub mod inspect;
 pub mod io;
 mod io_engine;
+mod latency;
 mod limit;
 pub mod nbd;
 pub mod observe;

@@ -5,6 +5,7 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::cancel::Cancel;
 use crate::image::files::Allowed;
@@ -206,6 +207,9 @@ pub enum Keep {
     Nothing,
 }
 
+/// Default of [`Holding::latency_bound`].
+pub const LATENCY_BOUND_DEFAULT: Duration = Duration::from_millis(50);
+
 /// How volumes are held still while they are read, and what remains of that.
 #[derive(Clone, Debug)]
 pub struct Holding {
@@ -221,6 +225,9 @@ pub struct Holding {
     pub thaw: Option<String>,
     /// Whether file systems that this host has mounted from the volumes are frozen meanwhile.
     pub freeze_mounted: bool,
+    /// How long reads of a volume in use, or its guest's writes, may take on average before the backup
+    /// slows down; `None`: it never does.
+    pub latency_bound: Option<Duration>,
     /// Where files may lie that images name: backing files and the like.
     pub image_files: Allowed,
     /// Where locks and notes on what is held are kept; without it nothing that would have to be
@@ -237,6 +244,7 @@ impl Default for Holding {
             freeze: None,
             thaw: None,
             freeze_mounted: true,
+            latency_bound: Some(LATENCY_BOUND_DEFAULT),
             image_files: Allowed::ImageFolder,
             state_dir: None,
         }

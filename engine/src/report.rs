@@ -20,8 +20,24 @@ pub struct BackupReport {
     pub resumed_bytes: u64,
     /// Seconds from start to end.
     pub elapsed_s: f64,
+    /// How those who use the source were spared, if somebody may have used it meanwhile.
+    pub latency: Option<LatencyReport>,
     /// What the user should know.
     pub warnings: Vec<String>,
+}
+
+/// What a backup's guard of latencies saw and did.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct LatencyReport {
+    /// On average of a moment, nothing was to take longer than so many milliseconds.
+    pub bound_ms: f64,
+    /// The longest read of the source, in milliseconds.
+    pub read_max_ms: f64,
+    /// The longest that a guest's writes took on average of a second, in milliseconds; `None` if nobody
+    /// tells.
+    pub guest_write_max_ms: Option<f64>,
+    /// Seconds in which reading was held back.
+    pub slowed_s: f64,
 }
 
 /// What a backup did with one volume.

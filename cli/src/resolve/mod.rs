@@ -155,7 +155,7 @@ fn inspect(args: &InspectArgs, world: &dyn World) -> Result<Task, CommandError> 
 
 fn backup(args: BackupArgs, world: &dyn World) -> Result<BackupRequest, CommandError> {
     let archive = archive_home(&args, world)?;
-    let holding = holding(&args.holding, world);
+    let holding = Holding { latency_bound: args.max_latency.0, ..holding(&args.holding, world) };
     Ok(BackupRequest {
         sources: sources(&args.sources, world)?,
         parent: parent(&args.parent, &archive, world)?,
@@ -194,6 +194,7 @@ fn holding(args: &HoldingArgs, world: &dyn World) -> Holding {
         freeze: args.freeze.clone(),
         thaw: args.thaw.clone(),
         freeze_mounted: matches!(args.fs_freeze, args::AutoOff::Auto),
+        latency_bound: None,
         image_files: match args.allow_backing.is_empty() {
             true => Allowed::ImageFolder,
             false => Allowed::Folders(args.allow_backing.clone()),

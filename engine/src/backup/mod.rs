@@ -15,6 +15,7 @@ use crate::cancel::Cancel;
 use crate::device::file::FileIdentity;
 use crate::error::{Failed, Result};
 use crate::io_engine;
+use crate::latency::LatencyGuard;
 use crate::options::{ArchiveHome, BackupRequest, Context, Place};
 use crate::report::BackupReport;
 use crate::source::View;
@@ -112,25 +113,38 @@ pub fn run_on(
     run_views(request, views, &[], &NobodyHolds, context, Instant::now())
 }
 
-/// Whether what was read can still be trusted; asked before anything of it is committed.
-pub(crate) trait Trust {
+/// Who holds the volumes still while they are read.
+pub(crate) trait Keeper {
+    /// Whether what was read can still be trusted; asked before anything of it is committed.
+    ///
     /// # Errors
     /// Once it cannot.
     fn check(&self) -> Result<()>;
+
+    /// Who spares those who use the volumes meanwhile.
+    fn latency(&self) -> Option<&LatencyGuard>;
 }
 
-impl Trust for HeldVolumes {
+impl Keeper for HeldVolumes {
     fn check(&self) -> Result<()> {
         HeldVolumes::check(self)
+    }
+
+    fn latency(&self) -> Option<&LatencyGuard> {
+        self.latency.as_ref()
     }
 }
 
 /// Views that nobody holds have nothing that could become worthless.
 struct NobodyHolds;
 
-impl Trust for NobodyHolds {
+impl Keeper for NobodyHolds {
     fn check(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn latency(&self) -> Option<&LatencyGuard> {
+        None
     }
 }
 
@@ -138,14 +152,14 @@ fn run_views(
     request: &BackupRequest,
     views: &[View],
     identities: &[FileIdentity],
-    trust: &dyn Trust,
+    keeper: &dyn Keeper,
     context: &Context,
     started: Instant,
 ) -> Result<BackupReport, Failed<BackupReport>> {
     let chosen = io_engine::choose(context)?;
     plan::check_kinds(request, views)?;
     let target = plan::open_target(request, identities, context)?;
-    write::run(request, views, trust, &target, chosen, context, started)
+    write::run(request, views, keeper, &target, chosen, context, started)
 }
 
 /// As [`run_on`], into an archive on any home.

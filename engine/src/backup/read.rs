@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use voltar_format::limits::FRAME_RAW_LEN_MAX;
 use voltar_format::map::{Entry, Shape};
@@ -16,6 +16,7 @@ use crate::device::{Completion, ExtentKind, Extents, Op, OpKind, Queue};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::buffer::{Buffer, BufferPool};
 use crate::io_engine;
+use crate::latency::{LatencyGuard, Turn};
 use crate::limit::Limit;
 use crate::observe::Observer;
 use crate::options::OnReadError;
@@ -71,6 +72,8 @@ pub struct Source<'a> {
     pub on_read_error: OnReadError,
     /// Bytes per second.
     pub limit_bytes_per_s: Option<u64>,
+    /// Who spares those who use the source, if there may be any.
+    pub latency: Option<&'a LatencyGuard>,
     /// Who watches.
     pub observer: &'a dyn Observer,
     /// Whether to stop.
@@ -103,9 +106,12 @@ pub struct Reader<'s, 'f> {
     sequence: u64,
     done: Vec<Completion>,
     limit: Limit,
+    /// When completions were last left lying, which makes reads look slow that were begun before.
+    rested: Instant,
 }
 
 struct Pending {
+    begun: Instant,
     chunks: Range<u64>,
     expected: Vec<Entry>,
     permit: Permit,
@@ -142,6 +148,7 @@ impl<'s, 'f> Reader<'s, 'f> {
             sequence: 0,
             done: Vec::new(),
             limit: Limit::new(source.limit_bytes_per_s),
+            rested: Instant::now(),
             source,
         })
     }
@@ -251,9 +258,14 @@ impl<'s, 'f> Reader<'s, 'f> {
         let expected = self.expected(&chunks)?;
         let offset = self.start_of(chunks.start);
         let len = (self.start_of(chunks.end) - offset) as usize;
-        self.limit.pass(len as u64, &self.source.cancel)?;
+        self.wait_for_turn()?;
+        if self.source.limit_bytes_per_s.is_some() {
+            self.limit.pass(len as u64, &self.source.cancel)?;
+            self.rested = Instant::now();
+        }
         let sequence = self.next_sequence();
-        self.pending.insert(sequence, Pending { chunks, expected, permit });
+        let begun = Instant::now();
+        self.pending.insert(sequence, Pending { begun, chunks, expected, permit });
         let mut op = Op { token: sequence, kind: OpKind::Read { buffer, len }, offset };
         while let Err(full) = self.queue.submit(op) {
             op = full;
@@ -264,6 +276,25 @@ impl<'s, 'f> Reader<'s, 'f> {
         self.done = done;
         polled.map_err(|error| self.machinery(error))?;
         self.deliver()
+    }
+
+    /// Holds back, if those who use the source are to be spared.
+    fn wait_for_turn(&mut self) -> Result<()> {
+        let Some(guard) = self.source.latency else { return Ok(()) };
+        loop {
+            let held = Instant::now();
+            match guard.turn(self.queue.in_flight()) {
+                Turn::Go => return Ok(()),
+                Turn::Wait => self.reap()?,
+                Turn::Rest(pause) => {
+                    std::thread::sleep(pause);
+                    self.rested = Instant::now();
+                    guard.slowed(held.elapsed());
+                    return self.source.cancel.check();
+                }
+            }
+            guard.slowed(held.elapsed());
+        }
     }
 
     fn next_sequence(&mut self) -> u64 {
@@ -411,6 +442,9 @@ impl<'s, 'f> Reader<'s, 'f> {
         let Some(pending) = self.pending.remove(&completion.token) else {
             return Err(Error::new(ErrorKind::Internal, "a read completed that nobody asked for"));
         };
+        if let Some(guard) = self.source.latency.filter(|_| pending.begun >= self.rested) {
+            guard.read(pending.begun.elapsed());
+        }
         let mut buffer = completion.buffer;
         let range = self.start_of(pending.chunks.start)..self.start_of(pending.chunks.end);
         let len = (range.end - range.start) as usize;
@@ -419,7 +453,7 @@ impl<'s, 'f> Reader<'s, 'f> {
             Ok(count) => return Err(self.shrank(range.start + count as u64)),
             Err(_) => self.salvage(range, &mut buffer)?,
         };
-        let Pending { chunks, expected, permit } = pending;
+        let Pending { chunks, expected, permit, .. } = pending;
         let data = Data { chunks, buffer, expected, unreadable };
         Ok(self.feeder.send(completion.token, Item::Data(data), permit)?)
     }

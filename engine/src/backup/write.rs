@@ -16,7 +16,7 @@ use voltar_format::map::{BuiltNode, Entry, MapBuilder, Shape, span_of_entry};
 use voltar_format::walk::Cursor;
 use voltar_format::{Id, LogOffset};
 
-use super::Trust;
+use super::Keeper;
 use super::audit::Audit;
 use super::plan::{self, Action, Parent, Step, Target, VolumePlan, attached_too_large};
 use super::read::{self, READ_LEN};
@@ -33,6 +33,7 @@ use crate::archive::store::Store;
 use crate::codec::{Encoder, Pace};
 use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::io::buffer::BufferPool;
+use crate::latency::LatencyGuard;
 use crate::observe::Phase;
 use crate::options::{ArchiveHome, BackupRequest, Changes, Context, Dedup, IoEngine, ParentChoice};
 use crate::pipeline::{self, Plan};
@@ -47,7 +48,7 @@ use crate::words::counted;
 pub fn run(
     request: &BackupRequest,
     views: &[View],
-    trust: &dyn Trust,
+    keeper: &dyn Keeper,
     target: &Target,
     engine: IoEngine,
     context: &Context,
@@ -55,12 +56,15 @@ pub fn run(
 ) -> Result<BackupReport, Failed<BackupReport>> {
     let time_ns = now_ns();
     let mut backup = Backup::begin(request, views, target, engine, context, time_ns)?;
-    let written = backup.write_all(views).and_then(|manifest| trust.check().map(|()| manifest));
+    backup.latency = keeper.latency();
+    let written = backup.write_all(views);
+    let written = written.and_then(|manifest| keeper.check().map(|()| manifest));
     let (outcome, mut report) = match written {
         Ok(manifest) => backup.finish(&manifest),
         Err(error) => (Err(error), backup.give_up()),
     };
     report.elapsed_s = started.elapsed().as_secs_f64();
+    report.latency = keeper.latency().map(LatencyGuard::report);
     Failed::unless(outcome, report)
 }
 
@@ -90,6 +94,8 @@ struct Backup<'a> {
     audited_bytes: u64,
     /// Why the map of its parent cannot be read, once that is found.
     parent_lost: OnceLock<String>,
+    /// Who spares those who use the source, if there may be any.
+    latency: Option<&'a LatencyGuard>,
     /// Whether it was the archive that could not be written.
     sink_failed: bool,
 }
@@ -176,6 +182,7 @@ impl<'a> Backup<'a> {
             time_ns,
             audited_bytes: 0,
             parent_lost: OnceLock::new(),
+            latency: None,
             sink_failed: false,
         })
     }
@@ -394,6 +401,7 @@ impl<'a> Backup<'a> {
             parent_lost: self.bears_lost_parent().then_some(&self.parent_lost),
             on_read_error: self.request.on_read_error,
             limit_bytes_per_s: self.context.limit_bytes_per_s,
+            latency: self.latency,
             observer: &*self.context.observer,
             cancel: self.context.cancel.clone(),
         };
@@ -736,6 +744,7 @@ fn empty_report(
         stored_bytes: 0,
         resumed_bytes,
         elapsed_s: 0.0,
+        latency: None,
         warnings: Vec::new(),
     }
 }

@@ -22,6 +22,7 @@ use crate::device::file::FileIdentity;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::freeze::{self, Freeze};
 use crate::image::recognise::{self, Found};
+use crate::latency::LatencyGuard;
 use crate::observe::Observer;
 use crate::options::{Context, Holding, Place, SnapshotUse, SourceRequest};
 use crate::threads;
@@ -88,6 +89,17 @@ pub trait Hold: Send {
         Ok(())
     }
 
+    /// Whether somebody may use the volume while it is read.
+    fn is_live(&self) -> bool {
+        true
+    }
+
+    /// How long the writes of a guest took since this was asked last, on average; `None` if there were
+    /// none, or nobody tells.
+    fn write_latency(&mut self) -> Option<Duration> {
+        None
+    }
+
     /// What the user should know of how it was read, once it was.
     fn remark(&self) -> Option<String> {
         None
@@ -123,6 +135,8 @@ pub struct HeldVolumes {
     pub views: Vec<View>,
     /// Which files and devices an archive must not be.
     pub identities: Vec<FileIdentity>,
+    /// Who spares those who use them, if there may be any.
+    pub latency: Option<LatencyGuard>,
     holds: Mutex<Vec<Box<dyn Hold>>>,
 }
 
@@ -170,13 +184,20 @@ pub fn hold(
         return Err(error);
     }
     held.sort_by_key(|(number, _)| *number);
-    let mut volumes =
-        HeldVolumes { views: Vec::new(), identities: Vec::new(), holds: Mutex::default() };
+    let mut is_live = false;
+    let mut volumes = HeldVolumes {
+        views: Vec::new(),
+        identities: Vec::new(),
+        latency: None,
+        holds: Mutex::default(),
+    };
     for (_, Held { view, identities, hold }) in held {
         volumes.views.push(view);
         volumes.identities.extend(identities);
+        is_live |= hold.as_ref().is_some_and(|hold| hold.is_live());
         volumes.holds.get_mut().unwrap_or_else(PoisonError::into_inner).extend(hold);
     }
+    volumes.latency = holding.latency_bound.filter(|_| is_live).map(LatencyGuard::new);
     Ok(volumes)
 }
 
@@ -321,6 +342,7 @@ impl HeldVolumes {
         let watch = || {
             while !done.is_raised() {
                 let checked = self.check();
+                self.ask_for_latency();
                 if checked.is_err() {
                     cancel.raise();
                     return checked;
@@ -334,6 +356,14 @@ impl HeldVolumes {
             Ok(())
         };
         threads::start(scope, "watch", watch).map(Some)
+    }
+
+    /// Tells the guard how the guests fare.
+    fn ask_for_latency(&self) {
+        let Some(guard) = &self.latency else { return };
+        let mut holds = self.lock();
+        let slowest = holds.iter_mut().filter_map(|hold| hold.write_latency()).max();
+        slowest.into_iter().for_each(|latency| guard.writes(latency));
     }
 
     /// Looks whether what was read can be trusted: before anything of it is committed.

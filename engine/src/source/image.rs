@@ -57,6 +57,10 @@ pub fn open(
 }
 
 impl Hold for ImageHold {
+    fn is_live(&self) -> bool {
+        false
+    }
+
     fn keep(&mut self) -> Result<()> {
         self.release()
     }

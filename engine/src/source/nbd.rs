@@ -57,6 +57,10 @@ impl Hold for ExportHold {
         })
     }
 
+    fn is_live(&self) -> bool {
+        false
+    }
+
     fn keep(&mut self) -> Result<()> {
         Ok(())
     }

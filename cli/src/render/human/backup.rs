@@ -18,6 +18,7 @@ impl Human for Backup {
             }
             page.push_str(&ranges("unreadable in", &volume.name, &volume.unreadable));
         }
+        page.push_str(&slowed(report));
         if view.verbose {
             page.push_str(&details(report));
         }
@@ -49,6 +50,25 @@ fn volumes(report: &BackupReport) -> Table {
     }
     table
 }
+
+/// That the backup held back, if it did for as long as anybody notices.
+fn slowed(report: &BackupReport) -> String {
+    let Some(latency) = report.latency.filter(|latency| latency.slowed_s >= SLOWED_MIN_S) else {
+        return String::new();
+    };
+    let guest = match latency.guest_write_max_ms {
+        Some(ms) => format!(", the guest's writes up to {ms:.0} ms"),
+        None => String::new(),
+    };
+    format!(
+        "held back for {} to spare who uses the source: reads took up to {:.0} ms{guest}\n",
+        text::seconds(latency.slowed_s),
+        latency.read_max_ms,
+    )
+}
+
+/// Seconds of holding back that are worth a line.
+const SLOWED_MIN_S: f64 = 1.0;
 
 fn details(report: &BackupReport) -> String {
     let mut lines = String::new();
@@ -93,7 +113,7 @@ fn conclusion(backup: &Backup, view: &View) -> String {
 
 #[cfg(test)]
 mod tests {
-    use voltar_engine::report::{ByteRange, VolumeBackup};
+    use voltar_engine::report::{ByteRange, LatencyReport, VolumeBackup};
 
     use super::super::fake::{ID, verbose, view};
     use super::*;
@@ -123,6 +143,7 @@ mod tests {
                 stored_bytes: 60 << 20,
                 resumed_bytes: 4 << 20,
                 elapsed_s: 2.0,
+                latency: None,
                 warnings: Vec::new(),
             },
             dry_run: false,
@@ -153,6 +174,20 @@ mod tests {
                 "dry run, nothing written on fedcba987654: 60 MiB to store, found in 2.0 s"
             )
         );
+    }
+
+    #[test]
+    fn holding_back_is_told_once_it_is_noticed() {
+        let mut backup = backup();
+        let latency = |slowed_s, guest_write_max_ms| {
+            Some(LatencyReport { bound_ms: 50.0, read_max_ms: 81.4, guest_write_max_ms, slowed_s })
+        };
+        backup.report.latency = latency(0.9, None);
+        assert!(!backup.human(&view()).contains("held back"));
+        backup.report.latency = latency(2.5, Some(120.0));
+        let line = "held back for 2.5 s to spare who uses the source: reads took up to 81 ms, the guest's \
+                    writes up to 120 ms\n";
+        assert!(backup.human(&view()).contains(line), "{}", backup.human(&view()));
     }
 
     #[test]
