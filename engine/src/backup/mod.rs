@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use crate::cancel::Cancel;
 use crate::device::file::FileIdentity;
-use crate::error::{Failed, Result};
+use crate::error::{ErrorKind, Failed, Result};
 use crate::io_engine;
 use crate::latency::LatencyGuard;
 use crate::options::{ArchiveHome, BackupRequest, Context, Place};
@@ -36,6 +36,7 @@ pub fn run(
     plan::check_request(request)?;
     let held = hold(&request.sources, &request.holding, &written(request), context)?;
     let outcome = run_held(request, &held, context, started);
+    let outcome = outcome.map_err(|failed| in_its_words(failed, &held, context));
     let is_committed = matches!(&outcome, Ok(report) if report.snapshot.is_some());
     // A base serves the next backup into the same archive: a pipe's is elsewhere.
     let is_kept = is_committed && request.archive != ArchiveHome::Stdout;
@@ -52,6 +53,22 @@ pub fn run(
             failed.report.iter_mut().for_each(|report| report.warnings.extend(warnings.clone()));
             Err(failed)
         }
+    }
+}
+
+/// What failed, in the words of whoever holds the volumes, if it is they: a snapshot that breaks shows
+/// first as a read that fails.
+fn in_its_words(
+    failed: Failed<BackupReport>,
+    held: &HeldVolumes,
+    context: &Context,
+) -> Failed<BackupReport> {
+    match (failed.kind(), context.cancel.is_raised()) {
+        (ErrorKind::SourceUnreadable | ErrorKind::Io, false) => match held.check() {
+            Err(error) => Failed { error, ..failed },
+            Ok(()) => failed,
+        },
+        _ => failed,
     }
 }
 
@@ -121,6 +138,9 @@ pub(crate) trait Keeper {
     /// Once it cannot.
     fn check(&self) -> Result<()>;
 
+    /// Small files that belong to the volumes, with their names.
+    fn attached(&self) -> Vec<(String, Vec<u8>)>;
+
     /// Who spares those who use the volumes meanwhile.
     fn latency(&self) -> Option<&LatencyGuard>;
 }
@@ -128,6 +148,10 @@ pub(crate) trait Keeper {
 impl Keeper for HeldVolumes {
     fn check(&self) -> Result<()> {
         HeldVolumes::check(self)
+    }
+
+    fn attached(&self) -> Vec<(String, Vec<u8>)> {
+        HeldVolumes::attached(self)
     }
 
     fn latency(&self) -> Option<&LatencyGuard> {
@@ -141,6 +165,10 @@ struct NobodyHolds;
 impl Keeper for NobodyHolds {
     fn check(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn attached(&self) -> Vec<(String, Vec<u8>)> {
+        Vec::new()
     }
 
     fn latency(&self) -> Option<&LatencyGuard> {

@@ -57,7 +57,7 @@ pub fn run(
     let time_ns = now_ns();
     let mut backup = Backup::begin(request, views, target, engine, context, time_ns)?;
     backup.latency = keeper.latency();
-    let written = backup.write_all(views);
+    let written = backup.write_all(views, &keeper.attached());
     let written = written.and_then(|manifest| keeper.check().map(|()| manifest));
     let (outcome, mut report) = match written {
         Ok(manifest) => backup.finish(&manifest),
@@ -189,7 +189,7 @@ impl<'a> Backup<'a> {
 
     /// Stores everything and returns the encoded manifest: whatever stops a backup but the commit
     /// itself stops it in here.
-    fn write_all(&mut self, views: &[View]) -> Result<Vec<u8>> {
+    fn write_all(&mut self, views: &[View], owned: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
         let total = views.iter().map(|view| view.size).sum();
         self.context.observer.phase(Phase::Read, Some(total));
         self.write_note(views)?;
@@ -197,7 +197,7 @@ impl<'a> Backup<'a> {
         for (number, view) in views.iter().enumerate() {
             volumes.push(self.write_volume(number, view)?);
         }
-        let attached = self.write_attached()?;
+        let attached = self.write_attached(owned)?;
         let parent = self.parent_id();
         let manifest =
             Manifest { parent, ..manifest(self.request, self.time_ns, volumes, attached) };
@@ -522,13 +522,31 @@ impl<'a> Backup<'a> {
         self.warn(why);
     }
 
-    fn write_attached(&mut self) -> Result<Vec<Attached>> {
+    /// Stores the files that the request names, and those that belong to the volumes unless the request
+    /// has one of that name.
+    fn write_attached(&mut self, owned: &[(String, Vec<u8>)]) -> Result<Vec<Attached>> {
         let files = self.request.attach.clone();
-        let mut attached = Vec::new();
+        let mut attached: Vec<Attached> = Vec::new();
         for (number, (name, path)) in (0u16..).zip(files) {
             attached.push(self.write_file(number, name, &path)?);
         }
+        for (name, bytes) in owned {
+            if attached.iter().all(|file| file.name != *name) {
+                let number = attached.len() as u16;
+                attached.push(self.write_bytes(number, name.clone(), bytes)?);
+            }
+        }
         Ok(attached)
+    }
+
+    fn write_bytes(&mut self, number: u16, name: String, bytes: &[u8]) -> Result<Attached> {
+        let mut pieces = Vec::new();
+        let mut size = 0;
+        for piece in bytes.chunks(FRAME_RAW_LEN_MAX as usize) {
+            pieces.push(self.store_item(piece, ItemKind::Attached, number, size)?);
+            size += piece.len() as u64;
+        }
+        Ok(Attached { name, size, pieces })
     }
 
     fn write_file(&mut self, number: u16, name: String, path: &Path) -> Result<Attached> {

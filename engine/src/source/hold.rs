@@ -100,6 +100,11 @@ pub trait Hold: Send {
         None
     }
 
+    /// Small files that belong to it, with their names: what the volume's owner is.
+    fn attached(&self) -> Vec<(String, Vec<u8>)> {
+        Vec::new()
+    }
+
     /// What the user should know of how it was read, once it was.
     fn remark(&self) -> Option<String> {
         None
@@ -372,6 +377,11 @@ impl HeldVolumes {
     /// As [`Hold::check`].
     pub fn check(&self) -> Result<()> {
         self.lock().iter_mut().try_for_each(|hold| hold.check())
+    }
+
+    /// Small files that belong to the volumes, with their names.
+    pub fn attached(&self) -> Vec<(String, Vec<u8>)> {
+        self.lock().iter().flat_map(|hold| hold.attached()).collect()
     }
 
     /// What the user should know of how the volumes were read.
