@@ -23,6 +23,7 @@ pub mod nbd;
 pub mod observe;
 pub mod options;
 pub mod pipeline;
+pub mod qemu;
 pub mod report;
 pub mod restore;
 pub mod salvage;

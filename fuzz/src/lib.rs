@@ -11,6 +11,7 @@
 //!   volumes   what the kernel writes of LVM's volumes
 //!   nbd       what servers of network block devices say
 //!   images    headers and bitmaps of images
+//!   qmp       what a QEMU says of its VM
 //!   extents   what a kernel says of two files' extents
 //!   model     scripts of backups against plain bytes
 //! ```
@@ -23,6 +24,7 @@ pub mod images;
 pub mod model;
 pub mod nbd;
 pub mod parsers;
+pub mod qmp;
 pub mod repair;
 pub mod streams;
 pub mod volumes;

@@ -5,4 +5,5 @@ pub mod dm;
 pub mod freeze;
 pub mod lock;
 pub mod lvm;
+pub mod unix;
 pub mod zfs;
