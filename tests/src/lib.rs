@@ -10,12 +10,15 @@ pub mod filesystem;
 pub mod filter;
 pub mod guest;
 pub mod nbd;
+pub mod qmp;
 pub mod raise;
 pub mod sectors;
 pub mod skip;
 pub mod source;
 pub mod thin_pool;
+pub mod vm;
 pub mod write_log;
+pub mod writer;
 
 pub use command::{Ran, Running, Voltar, is_root, program, root};
 pub use data::{Rng, Scratch};
