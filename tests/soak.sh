@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The long run: random histories for SOAK_SECONDS, SOAK_KILLS rounds of signals to backups and as many to
+# The long run: random histories for SOAK_SECONDS, SOAK_KILLS rounds of signals to backups, of VMs too, and to
 # restores, and all other tests with SOAK_CASES cases per property. `make soak` runs this.
 #
 # Ends with figures: what was done and survived, added up. A failure is named before them, with the seed
@@ -21,6 +21,7 @@ cargo build --release
 # Histories all at once, for most of them wait for their disk or share a volume's few megabytes.
 VOLTAR_SOAK=$SOAK_SECONDS tests -p voltar-tests --test model script:: -- --nocapture --test-threads 4
 VOLTAR_KILLS=$SOAK_KILLS tests -p voltar-tests --test cli kills:: -- --nocapture
+VOLTAR_KILLS=$SOAK_KILLS tests -p voltar-tests --test vm kills:: -- --nocapture
 # Where other tests take samples of bits and moments, they take all; those with seeds go on for a minute.
 VOLTAR_SOAK=60 VOLTAR_ALL_BITS=1 PROPTEST_CASES=$SOAK_CASES \
     tests --workspace -- --include-ignored --skip script:: --skip kills::

@@ -51,7 +51,7 @@ pub struct OutputArgs {
 pub enum Verb {
     /// Back up one or more volumes as one snapshot
     #[command(after_long_help = BACKUP_AFTER)]
-    Backup(BackupArgs),
+    Backup(Box<BackupArgs>),
     /// Write volumes of a snapshot to devices or files
     #[command(after_long_help = RESTORE_AFTER)]
     Restore(RestoreArgs),
@@ -134,14 +134,38 @@ pub struct HoldingArgs {
     #[arg(long, value_enum, default_value = "auto", value_name = "auto|off")]
     #[arg(hide_possible_values = true)]
     pub fs_freeze: AutoOff,
+    /// Running VMs.
+    #[command(flatten)]
+    pub running: RunningArgs,
+}
+
+/// Arguments on VMs that run while they are backed up.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Running VMs")]
+pub struct RunningArgs {
+    /// Where what the guest overwrites meanwhile is kept: a folder on a fast disk of this host
+    /// [default: the archive's folder, or /var/tmp]
+    #[arg(long, value_name = "DIR")]
+    pub fleece: Option<PathBuf>,
+    /// Most room for that, of each disk; when it is full the backup fails, never the guest
+    /// [default: as much as the disk]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub fleece_limit: Option<u64>,
+    /// Do not ask the guest agent to freeze the guest's file systems for the instant
+    #[arg(long)]
+    pub no_freeze: bool,
+    /// The guest agent's socket [default: as QEMU tells]
+    #[arg(long, value_name = "SOCKET")]
+    pub agent: Option<PathBuf>,
 }
 
 /// Arguments of `backup`.
 #[derive(Args, Debug)]
 pub struct BackupArgs {
     /// What to back up: [NAME=]PATH of a block device, a file or an image (qcow2:PATH, vmdk:, vhdx:, vdi:
-    /// and raw: say what it is), lvm:GROUP/VOLUME, zfs:POOL/VOLUME or the URI of an NBD export
-    /// (nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH)
+    /// and raw: say what it is), lvm:GROUP/VOLUME, zfs:POOL/VOLUME, the URI of an NBD export
+    /// (nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH), or a VM that runs: qemu:SOCKET, all disks that
+    /// its guest can write to, or qemu:SOCKET/DISK, the socket of QEMU's monitor (QMP)
     #[arg(required = true, value_name = "SOURCE")]
     pub sources: Vec<OsString>,
     /// Where to: a file, created if missing, or `-` for standard output
@@ -657,7 +681,7 @@ mod tests {
 
     fn backup(line: &str) -> BackupArgs {
         match parsed(line).unwrap().verb {
-            Verb::Backup(args) => args,
+            Verb::Backup(args) => *args,
             other => panic!("{other:?}"),
         }
     }

@@ -150,15 +150,34 @@ pub enum Place {
         /// The file.
         path: PathBuf,
     },
+    /// Disks of a VM that runs in QEMU.
+    Qemu {
+        /// The socket of its monitor (QMP).
+        monitor: PathBuf,
+        /// One of its disks; `None`: all that the guest can write to, each a volume of its own.
+        disk: Option<String>,
+    },
 }
 
 impl Place {
+    /// The disk of a running VM that it names, if it names one.
+    pub fn disk(&self) -> Option<&str> {
+        match self {
+            Place::Qemu { disk, .. } => disk.as_deref(),
+            Place::Path(_)
+            | Place::Lvm { .. }
+            | Place::Zfs(_)
+            | Place::Nbd(_)
+            | Place::Image { .. } => None,
+        }
+    }
+
     /// The path of a file or device that is named by one, and the format that the user says it has.
     pub fn path(&self) -> Option<(&Path, Option<Format>)> {
         match self {
             Place::Path(path) => Some((path, None)),
             Place::Image { format, path } => Some((path, Some(*format))),
-            Place::Lvm { .. } | Place::Zfs(_) | Place::Nbd(_) => None,
+            Place::Lvm { .. } | Place::Zfs(_) | Place::Nbd(_) | Place::Qemu { .. } => None,
         }
     }
 }
@@ -171,6 +190,10 @@ impl fmt::Display for Place {
             Place::Zfs(dataset) => write!(f, "zfs:{dataset}"),
             Place::Nbd(uri) => uri.fmt(f),
             Place::Image { format, path } => write!(f, "{format}:{}", path.display()),
+            Place::Qemu { monitor, disk: None } => write!(f, "qemu:{}", monitor.display()),
+            Place::Qemu { monitor, disk: Some(disk) } => {
+                write!(f, "qemu:{}/{disk}", monitor.display())
+            }
         }
     }
 }
@@ -178,7 +201,8 @@ impl fmt::Display for Place {
 /// One volume to back up.
 #[derive(Clone, Debug)]
 pub struct SourceRequest {
-    /// The volume's name in the archive; unique within the snapshot, 1..=255 bytes.
+    /// The volume's name in the archive; unique within the snapshot, 1..=255 bytes. Of a whole VM,
+    /// what its disks' names begin with: `NAME-DISK`.
     pub name: String,
     /// Where it is.
     pub place: Place,
@@ -225,6 +249,14 @@ pub struct Holding {
     pub thaw: Option<String>,
     /// Whether file systems that this host has mounted from the volumes are frozen meanwhile.
     pub freeze_mounted: bool,
+    /// Whether the agent of a running VM's guest is asked to freeze its file systems meanwhile.
+    pub freeze_guest: bool,
+    /// The socket of that agent; `None`: as QEMU tells.
+    pub agent: Option<PathBuf>,
+    /// Where files are made that take what a running VM overwrites meanwhile.
+    pub fleece_dir: PathBuf,
+    /// Most bytes of each of them; `None`: as much as its disk has.
+    pub fleece_bytes: Option<u64>,
     /// How long reads of a volume in use, or its guest's writes, may take on average before the backup
     /// slows down; `None`: it never does.
     pub latency_bound: Option<Duration>,
@@ -244,6 +276,10 @@ impl Default for Holding {
             freeze: None,
             thaw: None,
             freeze_mounted: true,
+            freeze_guest: true,
+            agent: None,
+            fleece_dir: PathBuf::from("/var/tmp"),
+            fleece_bytes: None,
             latency_bound: Some(LATENCY_BOUND_DEFAULT),
             image_files: Allowed::ImageFolder,
             state_dir: None,

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::data::Scratch;
 
-/// Longest that one run may take.
+/// Longest that one run may take, unless told otherwise.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The project's directory.
@@ -60,6 +60,7 @@ pub fn is_root() -> bool {
 pub struct Voltar {
     command: Command,
     line: String,
+    patience: Duration,
 }
 
 impl Voltar {
@@ -87,7 +88,7 @@ impl Voltar {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        Voltar { command, line: "voltar".into() }
+        Voltar { command, line: "voltar".into(), patience: PATIENCE }
     }
 
     /// One argument.
@@ -114,6 +115,12 @@ impl Voltar {
         self
     }
 
+    /// How long it may take, if a minute is too short.
+    pub fn patience(mut self, patience: Duration) -> Voltar {
+        self.patience = patience;
+        self
+    }
+
     /// Where standard output goes.
     pub fn stdout(mut self, to: impl Into<Stdio>) -> Voltar {
         self.command.stdout(to);
@@ -125,7 +132,8 @@ impl Voltar {
         let mut child = self.command.spawn().unwrap_or_else(|e| panic!("{}: {e}", self.line));
         let stdout = child.stdout.take().map(drain);
         let stderr = child.stderr.take().map(drain);
-        Running { child, stdout, stderr, line: self.line, started: Instant::now() }
+        let (line, end) = (self.line, Instant::now() + self.patience);
+        Running { child, stdout, stderr, line, end }
     }
 
     /// Runs it to its end.
@@ -162,7 +170,7 @@ pub struct Running {
     stdout: Option<JoinHandle<Vec<u8>>>,
     stderr: Option<JoinHandle<Vec<u8>>>,
     line: String,
-    started: Instant,
+    end: Instant,
 }
 
 impl Running {
@@ -187,7 +195,7 @@ impl Running {
             if self.is_over() {
                 return reached();
             }
-            assert!(self.started.elapsed() < PATIENCE, "{}: no end", self.line);
+            assert!(Instant::now() < self.end, "{}: no end", self.line);
             std::thread::sleep(Duration::from_millis(2));
         }
         true
@@ -209,7 +217,7 @@ impl Running {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
-            if self.started.elapsed() > PATIENCE {
+            if Instant::now() > self.end {
                 drop(self.child.kill());
                 drop(self.child.wait());
                 let stderr = self.stderr.take().map(|pipe| pipe.join().unwrap());

@@ -59,7 +59,7 @@ impl Resources {
 #[derive(Debug)]
 pub enum Task {
     /// `backup`
-    Backup(BackupRequest),
+    Backup(Box<BackupRequest>),
     /// `restore`
     Restore(RestoreRequest),
     /// `verify`
@@ -117,7 +117,7 @@ pub struct SalvageTask {
 pub fn resolve(cli: Cli, world: &dyn World) -> Result<Job, CommandError> {
     let resources = resources(&cli.verb);
     let task = match cli.verb {
-        Verb::Backup(args) => Task::Backup(backup(args, world)?),
+        Verb::Backup(args) => Task::Backup(Box::new(backup(*args, world)?)),
         Verb::Restore(args) => Task::Restore(restore(args, world)?),
         Verb::Verify(args) => Task::Verify(verify(&args, world)?),
         Verb::List(args) => Task::List(place::local(args.archive.as_os_str(), world)?),
@@ -155,7 +155,8 @@ fn inspect(args: &InspectArgs, world: &dyn World) -> Result<Task, CommandError> 
 
 fn backup(args: BackupArgs, world: &dyn World) -> Result<BackupRequest, CommandError> {
     let archive = archive_home(&args, world)?;
-    let holding = Holding { latency_bound: args.max_latency.0, ..holding(&args.holding, world) };
+    let holding =
+        Holding { latency_bound: args.max_latency.0, ..holding(&args.holding, &archive, world) };
     Ok(BackupRequest {
         sources: sources(&args.sources, world)?,
         parent: parent(&args.parent, &archive, world)?,
@@ -179,7 +180,7 @@ fn backup(args: BackupArgs, world: &dyn World) -> Result<BackupRequest, CommandE
     })
 }
 
-fn holding(args: &HoldingArgs, world: &dyn World) -> Holding {
+fn holding(args: &HoldingArgs, archive: &ArchiveHome, world: &dyn World) -> Holding {
     Holding {
         snapshot: match args.snapshot {
             args::AutoOff::Auto => SnapshotUse::Auto,
@@ -194,6 +195,10 @@ fn holding(args: &HoldingArgs, world: &dyn World) -> Holding {
         freeze: args.freeze.clone(),
         thaw: args.thaw.clone(),
         freeze_mounted: matches!(args.fs_freeze, args::AutoOff::Auto),
+        freeze_guest: !args.running.no_freeze,
+        agent: args.running.agent.clone(),
+        fleece_dir: args.running.fleece.clone().unwrap_or_else(|| fleece_dir(archive)),
+        fleece_bytes: args.running.fleece_limit,
         latency_bound: None,
         image_files: match args.allow_backing.is_empty() {
             true => Allowed::ImageFolder,
@@ -201,6 +206,16 @@ fn holding(args: &HoldingArgs, world: &dyn World) -> Holding {
         },
         state_dir: state::directory(world),
     }
+}
+
+/// Where room for a backup is: beside the archive.
+fn fleece_dir(archive: &ArchiveHome) -> PathBuf {
+    let folder = match archive {
+        ArchiveHome::File(path) => path.parent(),
+        ArchiveHome::Stdout => return PathBuf::from("/var/tmp"),
+    };
+    let folder = folder.filter(|folder| !folder.as_os_str().is_empty());
+    folder.map_or_else(|| PathBuf::from("."), PathBuf::from)
 }
 
 fn archive_home(args: &BackupArgs, world: &dyn World) -> Result<ArchiveHome, CommandError> {

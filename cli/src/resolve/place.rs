@@ -57,8 +57,8 @@ pub fn named(word: &OsStr, world: &dyn World) -> Result<Named, CommandError> {
     }
 }
 
-/// Reads `[NAME=]SOURCE`: a path, `lvm:GROUP/VOLUME`, `zfs:POOL/VOLUME` or the URI of an NBD export,
-/// with the volume's name.
+/// Reads `[NAME=]SOURCE`: a path, `lvm:GROUP/VOLUME`, `zfs:POOL/VOLUME`, the URI of an NBD export,
+/// or `qemu:SOCKET[/DISK]`, with the volume's name.
 pub fn source(word: &OsStr, world: &dyn World) -> Result<(String, Place), CommandError> {
     let (name, place) = target(word, world)?;
     let name = match (name, &place) {
@@ -68,6 +68,10 @@ pub fn source(word: &OsStr, world: &dyn World) -> Result<(String, Place), Comman
         (None, Place::Zfs(dataset)) => default_name(Path::new(dataset))?,
         (None, Place::Nbd(uri)) => name_of_export(uri)?,
         (None, Place::Image { path, .. }) => default_name(path)?,
+        (None, Place::Qemu { monitor, disk: None }) => default_name(&monitor.with_extension(""))?,
+        (None, Place::Qemu { monitor, disk: Some(disk) }) => {
+            format!("{}-{disk}", default_name(&monitor.with_extension(""))?)
+        }
     };
     Ok((name, place))
 }
@@ -121,6 +125,10 @@ pub fn volume(word: &OsStr, world: &dyn World) -> Result<Option<Place>, CommandE
             }
             _ => wrong("FORMAT:PATH"),
         },
+        "qemu" if rest.is_empty() => {
+            wrong("qemu:SOCKET or qemu:SOCKET/DISK, the socket of its monitor (QMP)")
+        }
+        "qemu" => Ok(Some(running(Path::new(rest), world))),
         "lvm" => match rest.split('/').collect::<Vec<_>>()[..] {
             [group, volume] if is_lvm_name(group) && is_lvm_name(volume) => {
                 Ok(Some(Place::Lvm { group: group.into(), volume: volume.into() }))
@@ -130,6 +138,19 @@ pub fn volume(word: &OsStr, world: &dyn World) -> Result<Option<Place>, CommandE
         "zfs" if is_dataset(rest) => Ok(Some(Place::Zfs(rest.into()))),
         "zfs" => wrong("zfs:POOL/VOLUME"),
         _ => Ok(None),
+    }
+}
+
+/// The monitor of a VM, or one disk of it: what does not exist below something that does.
+fn running(path: &Path, world: &dyn World) -> Place {
+    let disk = path.file_name().and_then(OsStr::to_str).map(str::to_owned);
+    match (path.parent(), disk) {
+        (Some(monitor), Some(disk))
+            if !world.exists(path) && world.exists(monitor) && !world.is_directory(monitor) =>
+        {
+            Place::Qemu { monitor: monitor.into(), disk: Some(disk) }
+        }
+        _ => Place::Qemu { monitor: path.into(), disk: None },
     }
 }
 
@@ -369,6 +390,25 @@ mod tests {
         }
         let file = source(OsStr::new("nbd://x"), &with(&["nbd://x"])).unwrap();
         assert_eq!(file.1, Place::Path("nbd://x".into()));
+    }
+
+    #[test]
+    fn running_vms_are_named_by_their_monitors() {
+        let world = with(&["/run/vm.qmp", "/run/a/b"]);
+        let table = [
+            ("qemu:/run/vm.qmp", "vm", "/run/vm.qmp", None),
+            ("qemu:/run/vm.qmp/sda", "vm-sda", "/run/vm.qmp", Some("sda")),
+            ("web=qemu:/run/vm.qmp/sda", "web", "/run/vm.qmp", Some("sda")),
+            // Nobody is there: it is named as it is typed.
+            ("qemu:/run/typo.qmp", "typo", "/run/typo.qmp", None),
+            ("qemu:vm.qmp", "vm", "vm.qmp", None),
+        ];
+        for (word, name, monitor, disk) in table {
+            let place = Place::Qemu { monitor: monitor.into(), disk: disk.map(str::to_owned) };
+            let read = source(OsStr::new(word), &world).unwrap();
+            assert_eq!(read, (name.to_owned(), place), "{word}");
+        }
+        assert!(source(OsStr::new("qemu:"), &world).is_err());
     }
 
     #[test]

@@ -86,7 +86,7 @@ impl Drop for Raise<'_> {
 fn written(request: &BackupRequest) -> Vec<PathBuf> {
     let sources = request.sources.iter().filter_map(|source| match &source.place {
         Place::Path(path) | Place::Image { path, .. } => Some(path.clone()),
-        Place::Lvm { .. } | Place::Zfs(_) | Place::Nbd(_) => None,
+        Place::Lvm { .. } | Place::Zfs(_) | Place::Nbd(_) | Place::Qemu { .. } => None,
     });
     let archive = match &request.archive {
         ArchiveHome::File(path) => Some(path.clone()),

@@ -48,6 +48,8 @@ pub fn find(place: &Place, job: &Job, wishes: &NewVolumes) -> Result<Found> {
         Place::Path(_) | Place::Nbd(_) | Place::Image { .. } => Ok(Found::Present(path)),
         Place::Lvm { group, volume } => find_lvm(place, group, volume, job, wishes),
         Place::Zfs(dataset) => find_zfs(place, dataset, job, wishes),
+        Place::Qemu { .. } => Err(refused(place, "a restore cannot write to a VM that runs")
+            .hint("stop the VM, and name the image or the device of its disk")),
     }
 }
 
@@ -147,7 +149,7 @@ impl NewVolume {
             (Place::Zfs(dataset), _) => {
                 Tool::new("zfs").args(["create", "-s", "-V", &self.len.to_string(), dataset])
             }
-            (Place::Path(_) | Place::Nbd(_) | Place::Image { .. }, _) => return Ok(()),
+            (_, _) => return Ok(()),
         };
         tool.answer().map_err(|error| {
             refused(&self.place, "cannot create the target").because(error).hint(
@@ -170,7 +172,7 @@ impl NewVolume {
         match &self.place {
             Place::Lvm { group, volume } => lvm::remove_named(group, volume),
             Place::Zfs(dataset) => zfs::destroy(dataset),
-            Place::Path(_) | Place::Nbd(_) | Place::Image { .. } => Ok(()),
+            _ => Ok(()),
         }
     }
 }

@@ -11,12 +11,15 @@
 //! snapshot was read, and the next backup looks for exactly that one. So a crash between the commit
 //! and [`Hold::keep`] loses nothing: the snapshot that still lies there is the base.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread::Scope;
 use std::time::Duration;
 
-use super::{View, file, image, lvm, nbd, reflink, zvol};
+use voltar_format::manifest::is_name;
+
+use super::{View, file, image, lvm, nbd, qemu, reflink, zvol};
 use crate::cancel::Cancel;
 use crate::device::file::FileIdentity;
 use crate::error::{Error, ErrorKind, Result};
@@ -158,6 +161,8 @@ enum Kind {
     Lvm,
     /// An export of an NBD server, which holds it still or does not.
     Nbd,
+    /// A running QEMU.
+    Qemu,
 }
 
 /// Finds out what the sources are and holds them still, all at one instant as far as their kinds
@@ -174,21 +179,16 @@ pub fn hold(
     let (observer, cancel) = (&*context.observer, &context.cancel);
     let mut captures: Vec<Box<dyn Capture>> = Vec::new();
     let mut held = Vec::new();
-    let outcome = prepare(sources, holding, context, &mut captures, &mut held)
+    let outcome = prepare(sources, holding, needed, context, &mut captures, &mut held)
         .and_then(|()| take(&mut captures, holding, needed, observer, cancel))
         .and_then(|()| open(&mut captures, cancel, &mut held));
     if let Err(error) = outcome {
-        for (_, Held { view, hold, .. }) in held {
-            // What is open cannot be taken away.
-            drop(view);
-            tell(observer, hold.map_or(Ok(()), |mut hold| hold.release()));
-        }
-        for capture in &mut captures {
-            tell(observer, capture.abandon());
-        }
-        return Err(error);
+        return Err(give_up(held, captures, error, observer));
     }
     held.sort_by_key(|(number, _)| *number);
+    if let Err(error) = check_names(&held) {
+        return Err(give_up(held, captures, error, observer));
+    }
     let mut is_live = false;
     let mut volumes = HeldVolumes {
         views: Vec::new(),
@@ -206,9 +206,57 @@ pub fn hold(
     Ok(volumes)
 }
 
+/// Takes away what was made, and returns why.
+fn give_up(
+    held: Vec<(usize, Held)>,
+    captures: Vec<Box<dyn Capture>>,
+    why: Error,
+    observer: &dyn Observer,
+) -> Error {
+    for (_, Held { view, hold, .. }) in held {
+        // What is open cannot be taken away.
+        drop(view);
+        tell(observer, hold.map_or(Ok(()), |mut hold| hold.release()));
+    }
+    for mut capture in captures {
+        tell(observer, capture.abandon());
+    }
+    why
+}
+
+/// Refuses two volumes of one name: a VM's disks have their names from it.
+fn check_names(held: &[(usize, Held)]) -> Result<()> {
+    let (mut seen, mut files) = (BTreeSet::new(), BTreeSet::new());
+    for (_, Held { view, hold, .. }) in held {
+        let attached = hold.as_ref().map(|hold| hold.attached()).unwrap_or_default();
+        if let Some((name, _)) = attached.into_iter().find(|(name, _)| !files.insert(name.clone()))
+        {
+            let message = format!("two VMs have a file {name:?} to attach");
+            return Err(Error::new(ErrorKind::InvalidRequest, message)
+                .on(&view.description)
+                .hint("name them: NAME=qemu:SOCKET"));
+        }
+        if !is_name(&view.name) || !seen.insert(&view.name) {
+            let message = format!("volume name {:?} is too long, or given twice", view.name);
+            return Err(Error::new(ErrorKind::InvalidRequest, message)
+                .on(&view.description)
+                .hint("give it a name: NAME=SOURCE"));
+        }
+    }
+    Ok(())
+}
+
+/// What tells backups into this archive from those into others: its path.
+fn series(needed: &[PathBuf]) -> Vec<u8> {
+    // The archive's path comes last; a pipe has none, and no backup builds on it.
+    let path = needed.last().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+    path.map(|path| path.into_os_string().into_encoded_bytes()).unwrap_or_default()
+}
+
 fn prepare(
     sources: &[SourceRequest],
     holding: &Holding,
+    needed: &[PathBuf],
     context: &Context,
     captures: &mut Vec<Box<dyn Capture>>,
     held: &mut Vec<(usize, Held)>,
@@ -248,6 +296,9 @@ fn prepare(
             Kind::Zfs => captures.push(zvol::prepare(wishes, holding, observer, cancel)?),
             Kind::Reflink => captures.push(reflink::prepare(wishes, holding)),
             Kind::Lvm => captures.push(lvm::prepare(wishes, holding, observer, cancel)?),
+            Kind::Qemu => {
+                captures.extend(qemu::prepare(wishes, holding, &series(needed), context)?);
+            }
         }
     }
     Ok(())
@@ -299,6 +350,13 @@ fn open(
 fn kind_of(place: &Place, snapshot: SnapshotUse) -> Result<Kind> {
     match place {
         Place::Nbd(_) => Ok(Kind::Nbd),
+        Place::Qemu { .. } if snapshot == SnapshotUse::Off => Err(Error::new(
+            ErrorKind::InvalidRequest,
+            "the disk of a running VM can only be read while it is held still",
+        )
+        .on(place.to_string())
+        .hint("leave --snapshot off out")),
+        Place::Qemu { .. } => Ok(Kind::Qemu),
         _ if snapshot == SnapshotUse::Off => Ok(Kind::Plain),
         Place::Zfs(_) => Ok(Kind::Zfs),
         Place::Path(path) if zvol::volume_at(path).is_some() => Ok(Kind::Zfs),
@@ -317,6 +375,7 @@ pub fn device_path(place: &Place) -> PathBuf {
         Place::Lvm { group, volume } => Path::new("/dev").join(group).join(volume),
         Place::Zfs(dataset) => zvol::device_path(dataset),
         Place::Nbd(uri) => PathBuf::from(uri.to_string()),
+        Place::Qemu { .. } => PathBuf::from(place.to_string()),
     }
 }
 

@@ -63,7 +63,7 @@ pub fn is_volume(place: &Place) -> Result<bool> {
         Place::Lvm { .. } => find(place)?,
         Place::Path(path) if lvm::uuid_of_device(path).is_some() => find(place)?,
         Place::Path(path) if lvm::is_part(path) => return Err(no_volume(place)),
-        Place::Path(_) | Place::Zfs(_) | Place::Nbd(_) | Place::Image { .. } => return Ok(false),
+        _ => return Ok(false),
     };
     if origin.is_ours() {
         return Err(Error::new(
@@ -97,7 +97,7 @@ fn find(place: &Place) -> Result<Volume> {
             let uuid = lvm::uuid_of_device(path).unwrap_or_default();
             lvm::volume_of_device(path, &uuid)
         }
-        Place::Zfs(_) | Place::Nbd(_) | Place::Image { .. } => {
+        Place::Zfs(_) | Place::Nbd(_) | Place::Image { .. } | Place::Qemu { .. } => {
             Err(Error::new(ErrorKind::Internal, "another kind of volume is taken for LVM's"))
         }
     }

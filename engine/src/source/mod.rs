@@ -8,6 +8,7 @@
 pub mod btrfs_items;
 pub mod changed;
 pub mod cow_table;
+mod dirty_bitmap;
 pub mod extent_map;
 pub mod fiemap;
 pub mod file;
@@ -16,11 +17,13 @@ mod image;
 mod lvm;
 pub mod memory;
 mod nbd;
+pub mod qemu;
 pub mod reflink;
 mod thick;
 pub(crate) mod thin;
 pub mod thin_metadata;
 mod thin_slot;
+mod vm_disks;
 pub mod zfs_stream;
 pub mod zvol;
 

@@ -56,7 +56,7 @@ const CASES: &[(&str, i32, &str)] = &[
     ("backup-lvm-uri", 2, "backup lvm:vg new.voltar"),
     ("backup-zfs-uri", 2, "backup zfs:tank new.voltar"),
     ("backup-rbd-uri", 2, "backup rbd://pool/image new.voltar"),
-    ("backup-qemu-uri", 2, "backup qemu:vm.qmp new.voltar"),
+    ("backup-qemu-uri", 1, "backup qemu:vm.qmp new.voltar"),
     ("backup-to-bucket", 2, "backup disk s3://bucket/new.voltar"),
     ("backup-onto-other-file", 1, "backup disk notes.txt"),
     ("backup-onto-directory", 1, "backup disk dir"),

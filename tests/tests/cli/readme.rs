@@ -60,6 +60,7 @@ fn the_tests_that_reliability_md_names_exist() {
         ("model", "tests/tests/model"),
         ("cli", "tests/tests/cli"),
         ("guest", "tests/tests/guest"),
+        ("vm", "tests/tests/vm"),
         ("unit", "engine/src"),
     ];
     let mut found = 0;

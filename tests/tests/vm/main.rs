@@ -4,4 +4,11 @@
 //! The machines have no operating system; those that have one are in `tests/guest`.
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod backups;
+mod bitmaps;
+mod chains;
+mod fleecing;
+mod kills;
+mod monitors;
+mod proxy;
 mod rig;
