@@ -22,6 +22,9 @@ udevadm settle
 # port NAME: the device of that port to the host.
 port() { grep -lx "$1" /sys/class/virtio-ports/*/name | sed 's|.*/\(vport[^/]*\)/name|/dev/\1|'; }
 
+AGENT=$(port org.qemu.guest_agent.0) CONTROL=$(port control)
+export AGENT CONTROL
+
 # Disks go by their serial numbers, for the kernel's names follow the order on the bus: $D0, $D1, ...
 payload='' results=''
 for disk in /sys/block/vd*; do

@@ -7,6 +7,11 @@
 #   -p PATH     put this file or directory into /in, where the command starts
 #   -d SIZE     an empty disk of that size: $D0, the next one $D1, and so on
 #   -D FILE     this raw file as a disk, to be kept; counted with the others
+#   -Q FILE     this qcow2 image as a disk, to be kept; counted with the others
+#   -r FILE     start from this qcow2 image, a copy of the guest's root, and keep what the guest writes to it
+#   -q SOCKET   have QEMU's monitor (QMP) listen there
+#   -a SOCKET   the channel of an agent in the guest ($AGENT there) listens there
+#   -c SOCKET   a channel to the command ($CONTROL there) listens there
 #   -o DIR      put what the command left in /out into this directory
 #   -t SECONDS  how long it may take (default 300)
 #   -m COMMAND  start the machine by this line for the shell, which gives it the root as its disk; what it
@@ -24,7 +29,7 @@ readonly MEMORY=1G
 readonly KERNEL_OPTIONS='console=ttyS0 panic=-1 quiet mitigations=off norandmaps randomize_kstack_offset=off
     init_on_alloc=0 hardened_usercopy=off apparmor=0 audit=0 cgroup_disable=memory'
 
-payload=() programs=() disks=() results='' limit=300
+payload=() programs=() disks=() results='' limit=300 own_root='' channels=()
 machine=(qemu-system-x86_64 -machine q35 -accel tcg -cpu Nehalem -smp 2 -m "$MEMORY") has_root=''
 
 main() {
@@ -50,18 +55,28 @@ usage() {
 
 options() {
     local option
-    while getopts b:p:d:D:o:t:m: option; do
+    while getopts b:p:d:D:Q:r:q:a:c:o:t:m: option; do
         case $option in
         b) programs+=("$OPTARG") ;;
         p) payload+=("$OPTARG") ;;
         d) disks+=("new:$OPTARG") ;;
         D) disks+=("old:$OPTARG") ;;
+        Q) disks+=("qcow2:$OPTARG") ;;
+        r) own_root=$OPTARG ;;
+        q) channels+=(-qmp "unix:$OPTARG,server=on,wait=off") ;;
+        a) channel agent org.qemu.guest_agent.0 "$OPTARG" ;;
+        c) channel control control "$OPTARG" ;;
         o) results=$OPTARG ;;
         t) limit=$OPTARG ;;
         m) eval "machine=($OPTARG)" has_root=yes ;;
         *) usage ;;
         esac
     done
+}
+
+# channel ID NAME SOCKET: a port of the guest that listens here.
+channel() {
+    channels+=(-chardev "socket,id=$1,path=$3,server=on,wait=off" -device "virtserialport,chardev=$1,name=$2")
 }
 
 # pack COMMAND: what goes into the guest, as a tar archive that is a disk.
@@ -74,7 +89,7 @@ pack() {
     for path in "${payload[@]}"; do cp -r "$path" "$work/in/"; done
     tar -cf "$work/payload" -C "$work/in" .
     rm -r "$work/in"
-    disk payload "$work/payload" ,readonly=on
+    disk payload "$work/payload" raw ,readonly=on
 }
 
 # bundle NAME PROGRAM: a program of this host with its loader and libraries, which the guest's may be older than;
@@ -89,28 +104,31 @@ bundle() {
 }
 
 add_disks() {
-    local index file
+    local index file format
     for index in "${!disks[@]}"; do
         file=${disks[index]#*:}
         if [[ ${disks[index]} == new:* ]]; then
             truncate -s "$file" "$work/D$index"
             file=$work/D$index
         fi
-        disk "D$index" "$file" ,discard=unmap
+        if [[ ${disks[index]} == qcow2:* ]]; then format=qcow2; else format=raw; fi
+        disk "D$index" "$file" $format ,discard=unmap
     done
     if [[ -n $results ]]; then
         truncate -s 1G "$work/results"
-        disk results "$work/results"
+        disk results "$work/results" raw
     fi
-    if [[ -z $has_root ]]; then
+    if [[ -n $own_root ]]; then
+        disk root "$own_root" qcow2
+    elif [[ -z $has_root ]]; then
         # Writable, and as it was afterwards: QEMU keeps what is written in a temporary file.
-        disk root "$guest/root.img" ,snapshot=on
+        disk root "$guest/root.img" raw ,snapshot=on
     fi
 }
 
-# disk SERIAL FILE [OPTION]
+# disk SERIAL FILE FORMAT [OPTION]
 disk() {
-    qemu_disks+=(-drive "if=none,id=$1,file=$2,format=raw,cache=unsafe${3:-}"
+    qemu_disks+=(-drive "if=none,id=$1,file=$2,format=$3,cache=unsafe${4:-}"
         -device "virtio-blk-pci,drive=$1,serial=$1")
 }
 
@@ -129,7 +147,7 @@ boot() {
         -device virtio-serial-pci \
         -chardev "file,id=output,path=$work/output" -device virtserialport,chardev=output,name=output \
         -chardev "file,id=status,path=$work/status" -device virtserialport,chardev=status,name=status \
-        "${qemu_disks[@]}" >"$work/qemu" 2>&1 </dev/null &
+        "${channels[@]}" "${qemu_disks[@]}" >"$work/qemu" 2>&1 </dev/null &
     emulator=$!
     emulated=0
     wait "$emulator" || emulated=$?

@@ -1,6 +1,8 @@
 //! Fills devices with sectors that say who they are, and compares devices sector by sector; for
 //! scripts in the test guest.
 //!
+//! `sectors steps DEVICE DEVICE` writes to two devices by turns, a step after the other (see
+//! `voltar_tests::writer`), syncs each write, and prints each step that is done, until it is ended.
 //! `sectors write DEVICE VOLUME GENERATION [FIRST COUNT]` writes sectors of 512 bytes, all of the
 //! device unless told otherwise, and syncs. `sectors compare GOT WANT` compares as much as WANT
 //! has.
@@ -8,11 +10,13 @@
 use std::env;
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::ExitCode;
 
+use nix::fcntl::OFlag;
 use voltar_tests::sectors::{SECTOR_LEN, compare, stamped};
+use voltar_tests::writer;
 
 /// Bytes in memory at a time; many sectors.
 const PIECE_LEN: usize = 1 << 20;
@@ -39,7 +43,10 @@ fn run(args: &[&str]) -> Result<(), String> {
             write(device, number(volume)?, number(generation)?, number(first)?, number(count)?)
         }
         ["compare", got, want] => compare_devices(got, want),
-        _ => Err("usage: write DEVICE VOLUME GENERATION [FIRST COUNT] | compare GOT WANT".into()),
+        ["steps", first, second] => steps([first, second]),
+        _ => Err("usage: write DEVICE VOLUME GENERATION [FIRST COUNT] | compare GOT WANT | \
+                  steps DEVICE DEVICE"
+            .into()),
     }
 }
 
@@ -69,6 +76,30 @@ fn write(device: &str, volume: u64, generation: u64, first: u64, count: u64) -> 
         at += sectors;
     }
     file.sync_all().map_err(place)
+}
+
+fn steps(devices: [&str; 2]) -> Result<(), String> {
+    let place = |error: std::io::Error| format!("{devices:?}: {error}");
+    // One request each, so that no instant sees a part of one.
+    let flags = (OFlag::O_DIRECT | OFlag::O_DSYNC).bits();
+    let open = |device| {
+        let mut options = File::options();
+        options.read(true).write(true).custom_flags(flags).open(device).map_err(place)
+    };
+    let files = [open(devices[0])?, open(devices[1])?];
+    let lens = [length(&files[0])?, length(&files[1])?];
+    for step in 1.. {
+        for (disk, file) in files.iter().enumerate() {
+            let (at, bytes) = writer::write(lens, disk, step);
+            let mut room = vec![0; bytes.len() + SECTOR_LEN];
+            let start = room.as_ptr().align_offset(SECTOR_LEN);
+            let aligned = &mut room[start..start + bytes.len()];
+            aligned.copy_from_slice(&bytes);
+            file.write_all_at(aligned, at).map_err(place)?;
+        }
+        println!("step {step}");
+    }
+    Ok(())
 }
 
 fn compare_devices(got: &str, want: &str) -> Result<(), String> {

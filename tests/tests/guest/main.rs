@@ -4,6 +4,7 @@
 
 mod boot;
 mod faults;
+mod live;
 mod lvm;
 mod power_loss;
 mod volumes;
