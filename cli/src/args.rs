@@ -157,6 +157,9 @@ pub struct RunningArgs {
     /// The guest agent's socket [default: as QEMU tells]
     #[arg(long, value_name = "SOCKET")]
     pub agent: Option<PathBuf>,
+    /// libvirt's connection [default: as `virsh` has it]
+    #[arg(long, value_name = "URI")]
+    pub libvirt_uri: Option<String>,
 }
 
 /// Arguments of `backup`.
@@ -164,8 +167,9 @@ pub struct RunningArgs {
 pub struct BackupArgs {
     /// What to back up: [NAME=]PATH of a block device, a file or an image (qcow2:PATH, vmdk:, vhdx:, vdi:
     /// and raw: say what it is), lvm:GROUP/VOLUME, zfs:POOL/VOLUME, the URI of an NBD export
-    /// (nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH), or a VM that runs: qemu:SOCKET, all disks that
-    /// its guest can write to, or qemu:SOCKET/DISK, the socket of QEMU's monitor (QMP)
+    /// (nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH), or a VM that runs: libvirt:DOMAIN, all disks that
+    /// its guest can write to, or libvirt:DOMAIN/DISK; without libvirt qemu:SOCKET or qemu:SOCKET/DISK, the
+    /// socket of QEMU's monitor (QMP)
     #[arg(required = true, value_name = "SOURCE")]
     pub sources: Vec<OsString>,
     /// Where to: a file, created if missing, or `-` for standard output

@@ -157,13 +157,21 @@ pub enum Place {
         /// One of its disks; `None`: all that the guest can write to, each a volume of its own.
         disk: Option<String>,
     },
+    /// Disks of a VM that runs under libvirt.
+    Libvirt {
+        /// The domain: its name or its UUID.
+        domain: String,
+        /// The target of one of its disks; `None`: all that the guest can write to, each a volume of
+        /// its own.
+        disk: Option<String>,
+    },
 }
 
 impl Place {
     /// The disk of a running VM that it names, if it names one.
     pub fn disk(&self) -> Option<&str> {
         match self {
-            Place::Qemu { disk, .. } => disk.as_deref(),
+            Place::Qemu { disk, .. } | Place::Libvirt { disk, .. } => disk.as_deref(),
             Place::Path(_)
             | Place::Lvm { .. }
             | Place::Zfs(_)
@@ -177,7 +185,11 @@ impl Place {
         match self {
             Place::Path(path) => Some((path, None)),
             Place::Image { format, path } => Some((path, Some(*format))),
-            Place::Lvm { .. } | Place::Zfs(_) | Place::Nbd(_) | Place::Qemu { .. } => None,
+            Place::Lvm { .. }
+            | Place::Zfs(_)
+            | Place::Nbd(_)
+            | Place::Qemu { .. }
+            | Place::Libvirt { .. } => None,
         }
     }
 }
@@ -194,6 +206,8 @@ impl fmt::Display for Place {
             Place::Qemu { monitor, disk: Some(disk) } => {
                 write!(f, "qemu:{}/{disk}", monitor.display())
             }
+            Place::Libvirt { domain, disk: None } => write!(f, "libvirt:{domain}"),
+            Place::Libvirt { domain, disk: Some(disk) } => write!(f, "libvirt:{domain}/{disk}"),
         }
     }
 }
@@ -253,6 +267,8 @@ pub struct Holding {
     pub freeze_guest: bool,
     /// The socket of that agent; `None`: as QEMU tells.
     pub agent: Option<PathBuf>,
+    /// libvirt's connection; `None`: the one that `virsh` takes by itself.
+    pub libvirt_uri: Option<String>,
     /// Where files are made that take what a running VM overwrites meanwhile.
     pub fleece_dir: PathBuf,
     /// Most bytes of each of them; `None`: as much as its disk has.
@@ -278,6 +294,7 @@ impl Default for Holding {
             freeze_mounted: true,
             freeze_guest: true,
             agent: None,
+            libvirt_uri: None,
             fleece_dir: PathBuf::from("/var/tmp"),
             fleece_bytes: None,
             latency_bound: Some(LATENCY_BOUND_DEFAULT),

@@ -9,6 +9,7 @@ pub mod device;
 pub mod filesystem;
 pub mod filter;
 pub mod guest;
+pub mod libvirt;
 pub mod nbd;
 pub mod qmp;
 pub mod raise;

@@ -197,6 +197,7 @@ fn holding(args: &HoldingArgs, archive: &ArchiveHome, world: &dyn World) -> Hold
         freeze_mounted: matches!(args.fs_freeze, args::AutoOff::Auto),
         freeze_guest: !args.running.no_freeze,
         agent: args.running.agent.clone(),
+        libvirt_uri: args.running.libvirt_uri.clone(),
         fleece_dir: args.running.fleece.clone().unwrap_or_else(|| fleece_dir(archive)),
         fleece_bytes: args.running.fleece_limit,
         latency_bound: None,

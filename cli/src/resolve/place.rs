@@ -58,7 +58,7 @@ pub fn named(word: &OsStr, world: &dyn World) -> Result<Named, CommandError> {
 }
 
 /// Reads `[NAME=]SOURCE`: a path, `lvm:GROUP/VOLUME`, `zfs:POOL/VOLUME`, the URI of an NBD export,
-/// or `qemu:SOCKET[/DISK]`, with the volume's name.
+/// `qemu:SOCKET[/DISK]` or `libvirt:DOMAIN[/DISK]`, with the volume's name.
 pub fn source(word: &OsStr, world: &dyn World) -> Result<(String, Place), CommandError> {
     let (name, place) = target(word, world)?;
     let name = match (name, &place) {
@@ -72,6 +72,8 @@ pub fn source(word: &OsStr, world: &dyn World) -> Result<(String, Place), Comman
         (None, Place::Qemu { monitor, disk: Some(disk) }) => {
             format!("{}-{disk}", default_name(&monitor.with_extension(""))?)
         }
+        (None, Place::Libvirt { domain, disk: None }) => domain.clone(),
+        (None, Place::Libvirt { domain, disk: Some(disk) }) => format!("{domain}-{disk}"),
     };
     Ok((name, place))
 }
@@ -129,6 +131,15 @@ pub fn volume(word: &OsStr, world: &dyn World) -> Result<Option<Place>, CommandE
             wrong("qemu:SOCKET or qemu:SOCKET/DISK, the socket of its monitor (QMP)")
         }
         "qemu" => Ok(Some(running(Path::new(rest), world))),
+        "libvirt" => match rest.split('/').collect::<Vec<_>>()[..] {
+            [domain] if !domain.is_empty() => {
+                Ok(Some(Place::Libvirt { domain: domain.into(), disk: None }))
+            }
+            [domain, disk] if !domain.is_empty() && !disk.is_empty() => {
+                Ok(Some(Place::Libvirt { domain: domain.into(), disk: Some(disk.into()) }))
+            }
+            _ => wrong("libvirt:DOMAIN or libvirt:DOMAIN/DISK"),
+        },
         "lvm" => match rest.split('/').collect::<Vec<_>>()[..] {
             [group, volume] if is_lvm_name(group) && is_lvm_name(volume) => {
                 Ok(Some(Place::Lvm { group: group.into(), volume: volume.into() }))
@@ -409,6 +420,22 @@ mod tests {
             assert_eq!(read, (name.to_owned(), place), "{word}");
         }
         assert!(source(OsStr::new("qemu:"), &world).is_err());
+    }
+
+    #[test]
+    fn domains_are_named_by_libvirts_names() {
+        let named =
+            |word: &str| source(OsStr::new(word), &with(&[])).map_err(|error| error.exit.code());
+        let place = |domain: &str, disk: Option<&str>| Place::Libvirt {
+            domain: domain.into(),
+            disk: disk.map(str::to_owned),
+        };
+        assert_eq!(named("libvirt:web 1"), Ok(("web 1".into(), place("web 1", None))));
+        assert_eq!(named("libvirt:web/vda"), Ok(("web-vda".into(), place("web", Some("vda")))));
+        assert_eq!(named("x=libvirt:web/vda"), Ok(("x".into(), place("web", Some("vda")))));
+        for word in ["libvirt:", "libvirt:/vda", "libvirt:web/", "libvirt:web/a/b"] {
+            assert_eq!(named(word), Err(2), "{word}");
+        }
     }
 
     #[test]

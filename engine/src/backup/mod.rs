@@ -86,7 +86,11 @@ impl Drop for Raise<'_> {
 fn written(request: &BackupRequest) -> Vec<PathBuf> {
     let sources = request.sources.iter().filter_map(|source| match &source.place {
         Place::Path(path) | Place::Image { path, .. } => Some(path.clone()),
-        Place::Lvm { .. } | Place::Zfs(_) | Place::Nbd(_) | Place::Qemu { .. } => None,
+        Place::Lvm { .. }
+        | Place::Zfs(_)
+        | Place::Nbd(_)
+        | Place::Qemu { .. }
+        | Place::Libvirt { .. } => None,
     });
     let archive = match &request.archive {
         ArchiveHome::File(path) => Some(path.clone()),

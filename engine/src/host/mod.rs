@@ -3,6 +3,7 @@
 pub mod command;
 pub mod dm;
 pub mod freeze;
+pub mod libvirt;
 pub mod lock;
 pub mod lvm;
 pub mod unix;

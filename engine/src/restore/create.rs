@@ -48,8 +48,10 @@ pub fn find(place: &Place, job: &Job, wishes: &NewVolumes) -> Result<Found> {
         Place::Path(_) | Place::Nbd(_) | Place::Image { .. } => Ok(Found::Present(path)),
         Place::Lvm { group, volume } => find_lvm(place, group, volume, job, wishes),
         Place::Zfs(dataset) => find_zfs(place, dataset, job, wishes),
-        Place::Qemu { .. } => Err(refused(place, "a restore cannot write to a VM that runs")
-            .hint("stop the VM, and name the image or the device of its disk")),
+        Place::Qemu { .. } | Place::Libvirt { .. } => {
+            Err(refused(place, "a restore cannot write to a VM that runs")
+                .hint("stop the VM, and name the image or the device of its disk"))
+        }
     }
 }
 

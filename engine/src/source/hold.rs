@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use voltar_format::manifest::is_name;
 
-use super::{View, file, image, lvm, nbd, qemu, reflink, zvol};
+use super::{View, file, image, libvirt, lvm, nbd, qemu, reflink, zvol};
 use crate::cancel::Cancel;
 use crate::device::file::FileIdentity;
 use crate::error::{Error, ErrorKind, Result};
@@ -163,6 +163,8 @@ enum Kind {
     Nbd,
     /// A running QEMU.
     Qemu,
+    /// A domain of libvirt.
+    Libvirt,
 }
 
 /// Finds out what the sources are and holds them still, all at one instant as far as their kinds
@@ -299,6 +301,9 @@ fn prepare(
             Kind::Qemu => {
                 captures.extend(qemu::prepare(wishes, holding, &series(needed), context)?);
             }
+            Kind::Libvirt => {
+                captures.extend(libvirt::prepare(wishes, holding, &series(needed), context)?);
+            }
         }
     }
     Ok(())
@@ -350,13 +355,16 @@ fn open(
 fn kind_of(place: &Place, snapshot: SnapshotUse) -> Result<Kind> {
     match place {
         Place::Nbd(_) => Ok(Kind::Nbd),
-        Place::Qemu { .. } if snapshot == SnapshotUse::Off => Err(Error::new(
-            ErrorKind::InvalidRequest,
-            "the disk of a running VM can only be read while it is held still",
-        )
-        .on(place.to_string())
-        .hint("leave --snapshot off out")),
+        Place::Qemu { .. } | Place::Libvirt { .. } if snapshot == SnapshotUse::Off => {
+            Err(Error::new(
+                ErrorKind::InvalidRequest,
+                "the disk of a running VM can only be read while it is held still",
+            )
+            .on(place.to_string())
+            .hint("leave --snapshot off out"))
+        }
         Place::Qemu { .. } => Ok(Kind::Qemu),
+        Place::Libvirt { .. } => Ok(Kind::Libvirt),
         _ if snapshot == SnapshotUse::Off => Ok(Kind::Plain),
         Place::Zfs(_) => Ok(Kind::Zfs),
         Place::Path(path) if zvol::volume_at(path).is_some() => Ok(Kind::Zfs),
@@ -375,7 +383,7 @@ pub fn device_path(place: &Place) -> PathBuf {
         Place::Lvm { group, volume } => Path::new("/dev").join(group).join(volume),
         Place::Zfs(dataset) => zvol::device_path(dataset),
         Place::Nbd(uri) => PathBuf::from(uri.to_string()),
-        Place::Qemu { .. } => PathBuf::from(place.to_string()),
+        Place::Qemu { .. } | Place::Libvirt { .. } => PathBuf::from(place.to_string()),
     }
 }
 

@@ -97,7 +97,11 @@ fn find(place: &Place) -> Result<Volume> {
             let uuid = lvm::uuid_of_device(path).unwrap_or_default();
             lvm::volume_of_device(path, &uuid)
         }
-        Place::Zfs(_) | Place::Nbd(_) | Place::Image { .. } | Place::Qemu { .. } => {
+        Place::Zfs(_)
+        | Place::Nbd(_)
+        | Place::Image { .. }
+        | Place::Qemu { .. }
+        | Place::Libvirt { .. } => {
             Err(Error::new(ErrorKind::Internal, "another kind of volume is taken for LVM's"))
         }
     }

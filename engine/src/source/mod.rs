@@ -14,6 +14,7 @@ pub mod fiemap;
 pub mod file;
 pub mod hold;
 mod image;
+pub mod libvirt;
 mod lvm;
 pub mod memory;
 mod nbd;

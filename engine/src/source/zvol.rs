@@ -110,7 +110,11 @@ fn dataset_of(place: &Place) -> Result<String> {
     let name = match place {
         Place::Zfs(name) => Some(name.clone()),
         Place::Path(path) => volume_at(path),
-        Place::Lvm { .. } | Place::Nbd(_) | Place::Image { .. } | Place::Qemu { .. } => None,
+        Place::Lvm { .. }
+        | Place::Nbd(_)
+        | Place::Image { .. }
+        | Place::Qemu { .. }
+        | Place::Libvirt { .. } => None,
     };
     name.ok_or_else(|| {
         Error::new(ErrorKind::NotFound, "this is no volume of ZFS any more").on(place.to_string())

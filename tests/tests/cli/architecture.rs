@@ -21,6 +21,7 @@ const ALLOWED: [(&str, &[&str]); 3] = [
             "memmap2",
             "nix",
             "rand",
+            "roxmltree",
             "rustls",
             "serde",
             "serde_json",

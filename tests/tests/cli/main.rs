@@ -15,6 +15,7 @@ mod images;
 mod interfaces;
 mod json;
 mod kills;
+mod libvirt;
 mod nbd;
 mod nbd_faults;
 mod nbd_tls;
