@@ -116,6 +116,10 @@ pub struct HoldingArgs {
     /// Let an image name backing and data files in this folder, too, and not only beside it; repeatable
     #[arg(long, value_name = "DIR")]
     pub allow_backing: Vec<PathBuf>,
+    /// Keep a dirty bitmap in the qcow2 image of a VM that does not run, which tells the next backup what
+    /// changed; one that is there is renewed without being asked for
+    #[arg(long)]
+    pub keep_bitmap: bool,
     /// What stays on the host as the base of the next backup: the least that tells what changed
     /// (`auto`: nothing for thick volumes), the `snapshot` whatever the kind, or `none`
     #[arg(long, value_enum, default_value = "auto", value_name = "auto|snapshot|none")]

@@ -273,6 +273,8 @@ pub struct Holding {
     pub fleece_dir: PathBuf,
     /// Most bytes of each of them; `None`: as much as its disk has.
     pub fleece_bytes: Option<u64>,
+    /// Whether a dirty bitmap is kept in a qcow2 image that nobody uses, even if there is none yet.
+    pub image_bitmaps: bool,
     /// How long reads of a volume in use, or its guest's writes, may take on average before the backup
     /// slows down; `None`: it never does.
     pub latency_bound: Option<Duration>,
@@ -297,6 +299,7 @@ impl Default for Holding {
             libvirt_uri: None,
             fleece_dir: PathBuf::from("/var/tmp"),
             fleece_bytes: None,
+            image_bitmaps: false,
             latency_bound: Some(LATENCY_BOUND_DEFAULT),
             image_files: Allowed::ImageFolder,
             state_dir: None,

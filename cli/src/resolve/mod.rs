@@ -200,6 +200,7 @@ fn holding(args: &HoldingArgs, archive: &ArchiveHome, world: &dyn World) -> Hold
         libvirt_uri: args.running.libvirt_uri.clone(),
         fleece_dir: args.running.fleece.clone().unwrap_or_else(|| fleece_dir(archive)),
         fleece_bytes: args.running.fleece_limit,
+        image_bitmaps: args.keep_bitmap,
         latency_bound: None,
         image_files: match args.allow_backing.is_empty() {
             true => Allowed::ImageFolder,

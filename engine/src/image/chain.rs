@@ -168,7 +168,7 @@ impl Layer {
     }
 
     /// Its file, and those that hold its data.
-    fn files(&self) -> impl Iterator<Item = &ImageFile> {
+    pub fn files(&self) -> impl Iterator<Item = &ImageFile> {
         std::iter::once(&self.file).chain(self.data_files())
     }
 

@@ -6,6 +6,7 @@
 //! and is never probed by QEMU; a header is checked here first; and the files that it names are
 //! opened from the folders that the user allows, and nowhere else.
 
+pub mod bitmaps;
 pub mod bytes;
 pub mod chain;
 pub mod create;

@@ -24,6 +24,24 @@ pub fn told(device: &NbdDevice, context: &str, size: u64) -> Result<Vec<ChangedE
     combined(device, size, |window| status(device, context, window))
 }
 
+/// The same of a bitmap that was read elsewhere: `dirty` are the changes that it tells, from 0 to `size`
+/// without gaps.
+///
+/// # Errors
+/// As [`told`].
+pub fn told_by(
+    dirty: &[ChangedExtent],
+    device: &NbdDevice,
+    size: u64,
+) -> Result<Vec<ChangedExtent>, String> {
+    combined(device, size, |window| {
+        let first = dirty.partition_point(|extent| extent.range.end <= window.start);
+        let within = dirty[first..].iter().take_while(|extent| extent.range.start < window.end);
+        let flags = |change| if change == Change::Unchanged { 0 } else { STATE_DIRTY };
+        Ok(within.map(|extent| (extent.range.clone(), flags(extent.change))).collect())
+    })
+}
+
 fn status(
     device: &NbdDevice,
     context: &str,

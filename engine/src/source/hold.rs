@@ -276,7 +276,7 @@ fn prepare(
             Found::LooksLike(remark) => observer.notice(&remark),
             Found::Image(format, path) => {
                 let wish = Wanted { number, name, place };
-                held.push(image::open(wish, format, &path, &holding.image_files, context)?);
+                held.push(image::open(wish, (format, &path), holding, &series(needed), context)?);
                 continue;
             }
         }

@@ -1,41 +1,68 @@
 //! Images in files: read through `qemu-nbd`, which opens the files that were checked here and no
-//! others.
+//! others. What changed in a qcow2 image is told by a dirty bitmap in it, which QEMU goes on with whenever
+//! the machine runs.
 
 use std::ffi::OsString;
-use std::sync::Arc;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::View;
+use super::changed::ChangeList;
+use super::dirty_bitmap::told_by;
 use super::hold::{Held, Hold, Wanted};
+use super::qemu::{BITMAP, GRANULARITY, KIND};
+use super::{Change, ChangeSource, ChangedExtent, Degraded, Proof, View};
 use crate::device::file::FileIdentity;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::chain::Chain;
-use crate::image::files::Allowed;
+use crate::image::bitmaps;
+use crate::image::chain::{Chain, Layer};
 use crate::image::format::Format;
+use crate::image::qcow2::header::Header;
 use crate::image::serve::{Mode, Service};
-use crate::options::Context;
+use crate::nbd::NbdDevice;
+use crate::options::{Context, Holding, Keep};
+use crate::qemu::{self, Bitmaps, Outcome};
+use crate::words::with_causes;
 
-/// A served image: its server, and the files that it reads.
-struct ImageHold {
-    service: Option<Service>,
-    _chain: Chain,
-}
+/// In a proof: what the image is made upon, which its own bitmap tells nothing of.
+const BACKING: &str = "backing";
 
-/// Opens the image that `wish` is, of this format.
+/// Opens the image that `wish` is, of this format. `series` tells backups into one archive from those into
+/// others.
 ///
 /// # Errors
 /// Says what is in the way.
 pub fn open(
     wish: Wanted,
-    format: Format,
-    path: &std::path::Path,
-    allowed: &Allowed,
+    (format, path): (Format, &Path),
+    holding: &Holding,
+    series: &[u8],
     context: &Context,
 ) -> Result<(usize, Held)> {
-    let chain = Chain::open(path, format, allowed)?;
-    let label = format!("{format}:{}", path.display());
+    let chain = Chain::open(path, format, &holding.image_files)?;
+    let mut kept = Kept::of(&chain, holding, series);
+    let begun = kept.begin(&chain);
+    // The header that tells where bitmaps lie is another one now.
+    let opened = Chain::open(path, format, &holding.image_files)
+        .and_then(|chain| open_chain(wish, Arc::new(chain), begun, &kept, context));
+    opened.inspect_err(|_| {
+        // Nothing better can be done: the failure that led here is reported.
+        let _ = kept.end(&chain, Outcome::Nothing);
+    })
+}
+
+fn open_chain(
+    wish: Wanted,
+    chain: Arc<Chain>,
+    begun: Result<(), Degraded>,
+    kept: &Kept,
+    context: &Context,
+) -> Result<(usize, Held)> {
+    let top = chain.top();
+    let label = format!("{}:{}", top.format(), top.file.path.display());
     let words = [OsString::from(format!("json:{}", chain.blockdev_json()))];
     let mut service = Service::start(&words, Mode::Read, &label, &context.cancel)?;
-    let device = service.connect(context.io, &context.cancel)?;
+    let device = Arc::new(service.connect(context.io, &context.cancel)?);
     let size = device.export().size;
     if size == 0 {
         return Err(Error::new(ErrorKind::SourceUnusable, "the image is empty").on(label));
@@ -44,16 +71,200 @@ pub fn open(
     let identities = identities
         .collect::<std::io::Result<Vec<_>>>()
         .map_err(|error| Error::io("cannot look at the image", &*label, error))?;
+    let source = kept.has_any.then(|| {
+        let (chain, device) = (Arc::clone(&chain), Arc::clone(&device));
+        let (proof, asked) = (kept.proof(&chain), Arc::clone(&kept.asked));
+        Arc::new(ImageBitmap { chain, device, size, proof, asked }) as Arc<dyn ChangeSource>
+    });
     let view = View {
         name: wish.name,
         description: label,
-        device: Arc::new(device),
+        device: Arc::clone(&device) as Arc<_>,
         size,
-        change_source: None,
-        degraded: None,
+        change_source: source,
+        degraded: begun.err().map(|Degraded(why)| format!("{KIND}: {why}")),
     };
-    let hold = ImageHold { service: Some(service), _chain: chain };
+    drop(device);
+    let hold = ImageHold { service: Some(service), chain, kept: kept.clone() };
     Ok((wish.number, Held { view, identities, hold: Some(Box::new(hold)) }))
+}
+
+/// The bitmaps of this series of backups in an image.
+#[derive(Clone, Debug)]
+struct Kept {
+    series: Bitmaps,
+    /// Whether there are any, or one was begun.
+    has_any: bool,
+    /// The one that tells what changes from now on.
+    new: Option<String>,
+    /// The one that told what had changed.
+    asked: Arc<Mutex<Option<String>>>,
+}
+
+impl Kept {
+    /// Whether there is to be a bitmap: where the user wants one, or has had one.
+    fn of(chain: &Chain, holding: &Holding, series: &[u8]) -> Kept {
+        let mut series = Bitmaps::of(series, false);
+        let has_any = names_of(chain.top()).iter().any(|name| name.starts_with(&series.prefix));
+        series.wanted = holding.keep != Keep::Nothing && (holding.image_bitmaps || has_any);
+        Kept { series, has_any, new: None, asked: Arc::default() }
+    }
+
+    /// Begins a bitmap before anything is read.
+    fn begin(&mut self, chain: &Chain) -> Result<(), Degraded> {
+        if !self.series.wanted {
+            return Ok(());
+        }
+        check_keeps_bitmaps(chain.top())?;
+        let name = self.series.draw();
+        bitmaps::begin(&chain.top().file, &name, qemu::GRANULARITY).map_err(|error| {
+            Degraded(format!("no bitmap can be begun in it: {}", with_causes(&error)))
+        })?;
+        self.has_any = true;
+        self.new = Some(name);
+        Ok(())
+    }
+
+    fn proof(&self, chain: &Chain) -> Proof {
+        let Some(new) = &self.new else { return Proof::new() };
+        let granularity = qemu::GRANULARITY.to_string();
+        let mut proof: Proof =
+            [(BITMAP.to_owned(), new.clone()), (GRANULARITY.to_owned(), granularity)].into();
+        proof.extend(backing_of(chain).map(|backing| (BACKING.to_owned(), backing)));
+        proof
+    }
+
+    /// Removes the bitmaps that no next backup needs. The image is not in use.
+    fn end(&self, chain: &Chain, outcome: Outcome) -> Result<()> {
+        let Some(new) = &self.new else { return Ok(()) };
+        let image = &chain.top().file;
+        if outcome == Outcome::Nothing {
+            return bitmaps::remove(image, new);
+        }
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let is_old = |name: &&String| {
+            *name != new && (name.starts_with(&self.series.prefix) || asked.as_ref() == Some(*name))
+        };
+        names_of(chain.top())
+            .iter()
+            .filter(is_old)
+            .try_for_each(|name| bitmaps::remove(image, name))
+    }
+}
+
+/// The names of an image's bitmaps; none if they cannot be read.
+fn names_of(image: &Layer) -> Vec<String> {
+    let bitmaps = image.qcow2().and_then(|header| header.bitmaps(image.file.file()).ok());
+    bitmaps.into_iter().flatten().map(|bitmap| bitmap.name).collect()
+}
+
+fn check_keeps_bitmaps(image: &Layer) -> Result<(), Degraded> {
+    let why = match image.qcow2() {
+        None => "only qcow2 images can keep a bitmap",
+        Some(header) if header.version < 3 => "images of version 2 keep no bitmap",
+        // Nobody would notice who writes to that file.
+        Some(header) if header.has_data_file() => "its data is in a file of its own",
+        Some(_) => return Ok(()),
+    };
+    Err(Degraded(why.into()))
+}
+
+/// Which files an image is made upon, and when they were written last; `None` if there are none.
+fn backing_of(chain: &Chain) -> Option<String> {
+    let lower = chain.layers().get(1..).unwrap_or_default();
+    let mut told = blake3::Hasher::new();
+    for file in lower.iter().flat_map(Layer::files) {
+        let metadata = file.file().metadata().ok()?;
+        let written = (metadata.mtime(), metadata.mtime_nsec());
+        told.update(format!("{:?} {} {written:?}\n", file.identity, metadata.len()).as_bytes());
+    }
+    (!lower.is_empty()).then(|| told.finalize().to_hex().to_string())
+}
+
+/// What the bitmaps in an image tell.
+struct ImageBitmap {
+    chain: Arc<Chain>,
+    device: Arc<NbdDevice>,
+    size: u64,
+    proof: Proof,
+    asked: Arc<Mutex<Option<String>>>,
+}
+
+impl ImageBitmap {
+    /// The ranges that the bitmap `name` calls dirty.
+    fn dirty(
+        &self,
+        header: &Header,
+        name: &str,
+        granularity: &str,
+    ) -> Result<Vec<ChangedExtent>, Degraded> {
+        let file = self.chain.top().file.file();
+        let unreadable = |error| Degraded(format!("its bitmaps tell nothing: {error}"));
+        let bitmaps = header.bitmaps(file).map_err(unreadable)?;
+        let bitmap = bitmaps.iter().find(|bitmap| bitmap.name == name).ok_or_else(|| {
+            Degraded("the bitmap that was begun with the last backup is gone".into())
+        })?;
+        if !bitmap.auto {
+            return Err(Degraded("somebody disabled the bitmap".into()));
+        }
+        if bitmap.granularity().to_string() != granularity {
+            return Err(Degraded(
+                "the bitmap is another one: its granularity is not what it was".into(),
+            ));
+        }
+        let mut list = ChangeList::new(Change::Unchanged);
+        let mut outcome = Ok(());
+        let visited = bitmap.visit_dirty(header, file, |range| {
+            if outcome.is_ok() {
+                outcome = list.push(range, Change::Changed);
+            }
+        });
+        visited.map_err(unreadable)?;
+        outcome.map(|()| list.finish(self.size))
+    }
+}
+
+impl ChangeSource for ImageBitmap {
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    fn proof(&self) -> Proof {
+        self.proof.clone()
+    }
+
+    fn changes(&self, base: &Proof, _base_size: u64) -> Result<Vec<ChangedExtent>, Degraded> {
+        let (Some(name), Some(granularity)) = (base.get(BITMAP), base.get(GRANULARITY)) else {
+            return Err(Degraded("the last backup left no bitmap".into()));
+        };
+        if base.get(BACKING) != backing_of(&self.chain).as_ref() {
+            return Err(Degraded("what the image is made upon is not what it was".into()));
+        }
+        let Some(header) = self.chain.top().qcow2() else {
+            return Err(Degraded("only qcow2 images can keep a bitmap".into()));
+        };
+        if header.size != self.size {
+            return Err(Degraded("its header and its server tell two sizes".into()));
+        }
+        let dirty = self.dirty(header, name, granularity)?;
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(name.clone());
+        told_by(&dirty, &self.device, self.size).map_err(Degraded)
+    }
+}
+
+/// A served image: its server, and the files that it reads.
+struct ImageHold {
+    service: Option<Service>,
+    chain: Arc<Chain>,
+    kept: Kept,
+}
+
+impl ImageHold {
+    fn end(&mut self, outcome: Outcome) -> Result<()> {
+        let Some(service) = self.service.take() else { return Ok(()) };
+        service.stop()?;
+        self.kept.end(&self.chain, outcome)
+    }
 }
 
 impl Hold for ImageHold {
@@ -62,10 +273,10 @@ impl Hold for ImageHold {
     }
 
     fn keep(&mut self) -> Result<()> {
-        self.release()
+        self.end(Outcome::Base)
     }
 
     fn release(&mut self) -> Result<()> {
-        self.service.take().map_or(Ok(()), Service::stop)
+        self.end(Outcome::Nothing)
     }
 }
