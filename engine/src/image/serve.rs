@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::fs::DirBuilder;
 use std::io::Read;
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -102,7 +103,7 @@ impl Service {
 
     fn wait_for_socket(&mut self, cancel: &Cancel) -> Result<()> {
         let started = Instant::now();
-        while !self.socket.exists() {
+        while !listens(&self.socket) {
             cancel.check()?;
             if let Ok(Some(_)) = self.shell.try_wait() {
                 return Err(self.failure("qemu-nbd does not open the image"));
@@ -198,4 +199,12 @@ fn make_folder() -> Result<PathBuf> {
         Error::io("cannot make a folder for a socket", folder.display().to_string(), error)
     })?;
     Ok(folder)
+}
+/// Whether somebody listens at `socket`, which is there a moment earlier. What else may be wrong with it, the
+/// first connection tells.
+fn listens(socket: &Path) -> bool {
+    let is_early = |error: std::io::Error| {
+        matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused)
+    };
+    !UnixStream::connect(socket).is_err_and(is_early)
 }
