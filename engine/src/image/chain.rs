@@ -220,7 +220,7 @@ fn with_file(mut node: Value, file: &File) -> Value {
 }
 
 /// A name by which another program opens this very file.
-fn by_descriptor(file: &File) -> String {
+pub(super) fn by_descriptor(file: &File) -> String {
     format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
 }
 

@@ -119,7 +119,7 @@ impl Area {
 
 /// The first clusters of a qcow2 image (version 3, `docs/interop/qcow2.rst`) of `size` bytes that holds
 /// nothing; `None` if no image can be so large.
-fn empty_image(size: u64) -> Option<Vec<u8>> {
+pub fn empty_image(size: u64) -> Option<Vec<u8>> {
     let l1_entries = size.div_ceil(L1_SPAN);
     let l1_clusters = (l1_entries * 8).div_ceil(CLUSTER_LEN).max(1);
     if l1_clusters > L1_CLUSTERS_MAX {

@@ -24,6 +24,8 @@ mod shot;
 mod sweep;
 pub mod vm;
 
+pub(crate) use area::empty_image;
+pub(crate) use shot::end_of;
 pub use shot::{Bitmaps, GRANULARITY, Outcome, Plan, Shot};
 
 /// What all that is made in QEMU is called by.

@@ -732,7 +732,7 @@ fn remove_bitmaps(
 }
 
 /// What the bitmap is called that marks where the disk ended when `name` was begun.
-fn end_of(name: &str) -> String {
+pub fn end_of(name: &str) -> String {
     format!("{name}-end")
 }
 

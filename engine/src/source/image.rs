@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::changed::ChangeList;
-use super::dirty_bitmap::told_by;
+use super::dirty_bitmap::{Sizes, told_by};
 use super::hold::{Held, Hold, Wanted};
 use super::qemu::{BITMAP, GRANULARITY, KIND};
 use super::{Change, ChangeSource, ChangedExtent, Degraded, Proof, View};
@@ -117,7 +117,8 @@ impl Kept {
         }
         check_keeps_bitmaps(chain.top())?;
         let name = self.series.draw();
-        bitmaps::begin(&chain.top().file, &name, qemu::GRANULARITY).map_err(|error| {
+        let Some(size) = chain.top().qcow2().map(|header| header.size) else { return Ok(()) };
+        bitmaps::begin(&chain.top().file, &name, qemu::GRANULARITY, size).map_err(|error| {
             Degraded(format!("no bitmap can be begun in it: {}", with_causes(&error)))
         })?;
         self.has_any = true;
@@ -139,11 +140,13 @@ impl Kept {
         let Some(new) = &self.new else { return Ok(()) };
         let image = &chain.top().file;
         if outcome == Outcome::Nothing {
-            return bitmaps::remove(image, new);
+            return bitmaps::remove(image, new).and(bitmaps::remove(image, &qemu::end_of(new)));
         }
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let is_of = |name: &str, other: &str| name == other || name == qemu::end_of(other);
+        let was_asked = |name: &str| asked.as_deref().is_some_and(|asked| is_of(name, asked));
         let is_old = |name: &&String| {
-            *name != new && (name.starts_with(&self.series.prefix) || asked.as_ref() == Some(*name))
+            !is_of(name, new) && (name.starts_with(&self.series.prefix) || was_asked(name))
         };
         names_of(chain.top())
             .iter()
@@ -212,6 +215,16 @@ impl ImageBitmap {
                 "the bitmap is another one: its granularity is not what it was".into(),
             ));
         }
+        let mut has_end = false;
+        let end = bitmaps.iter().find(|bitmap| bitmap.name == qemu::end_of(name));
+        let visited = end.map(|end| end.visit_dirty(header, file, |_| has_end = true));
+        visited.transpose().map_err(unreadable)?;
+        if !has_end {
+            return Err(Degraded(
+                "the image was made shorter since, and the bitmap does not tell what was behind"
+                    .into(),
+            ));
+        }
         let mut list = ChangeList::new(Change::Unchanged);
         let mut outcome = Ok(());
         let visited = bitmap.visit_dirty(header, file, |range| {
@@ -233,7 +246,7 @@ impl ChangeSource for ImageBitmap {
         self.proof.clone()
     }
 
-    fn changes(&self, base: &Proof, _base_size: u64) -> Result<Vec<ChangedExtent>, Degraded> {
+    fn changes(&self, base: &Proof, base_size: u64) -> Result<Vec<ChangedExtent>, Degraded> {
         let (Some(name), Some(granularity)) = (base.get(BITMAP), base.get(GRANULARITY)) else {
             return Err(Degraded("the last backup left no bitmap".into()));
         };
@@ -248,7 +261,8 @@ impl ChangeSource for ImageBitmap {
         }
         let dirty = self.dirty(header, name, granularity)?;
         *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(name.clone());
-        told_by(&dirty, &self.device, self.size).map_err(Degraded)
+        let sizes = Sizes { base: base_size, now: self.size, never_less: true };
+        told_by(&dirty, &self.device, sizes).map_err(Degraded)
     }
 }
 

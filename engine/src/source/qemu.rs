@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::dirty_bitmap::told;
+use super::dirty_bitmap::{Sizes, told};
 use super::hold::{Capture, Held, Hold, Wanted};
 use super::{ChangeSource, ChangedExtent, Degraded, Proof, View, vm_disks};
 use crate::cancel::Cancel;
@@ -190,7 +190,7 @@ impl ChangeSource for Bitmap {
         self.proof.clone()
     }
 
-    fn changes(&self, base: &Proof, _base_size: u64) -> Result<Vec<ChangedExtent>, Degraded> {
+    fn changes(&self, base: &Proof, base_size: u64) -> Result<Vec<ChangedExtent>, Degraded> {
         let of = |key: &str| {
             let value = base.get(key).map(String::as_str);
             value.ok_or_else(|| Degraded("the last backup left no bitmap".into()))
@@ -205,8 +205,9 @@ impl ChangeSource for Bitmap {
                 return Err(Degraded(format!("the disk has another {what} than it had")));
             }
         }
+        let sizes = Sizes { base: base_size, now: self.size, never_less: true };
         let mut shot = lock(&self.shot);
-        let read = |device: &NbdDevice, context: &str| told(device, context, self.size);
+        let read = |device: &NbdDevice, context: &str| told(device, context, sizes);
         let told = shot.dirty(self.number, bitmap, granularity, self.io, &self.cancel, read);
         told.map_err(Degraded)
     }

@@ -12,20 +12,20 @@ use voltar_tests::{Scratch, Voltar, nbd};
 
 const MIB: usize = 1 << 20;
 
-fn voltar(scratch: &Scratch, line: &str) -> Voltar {
+pub fn voltar(scratch: &Scratch, line: &str) -> Voltar {
     Voltar::new(scratch).args(words(line))
 }
 
 /// Runs one of QEMU's tools in the scratch folder; paths are its files' names.
 #[track_caller]
-fn qemu(scratch: &Scratch, line: &str) -> String {
+pub fn qemu(scratch: &Scratch, line: &str) -> String {
     let (program, line) = line.split_once(' ').unwrap();
     let script = format!("cd {} && exec {program} {line}", scratch.dir().display());
     system("sh", &["-c", &script]).unwrap()
 }
 
 /// What the image holds, by QEMU's word.
-fn bytes_of(scratch: &Scratch, format: &str, image: &str) -> Vec<u8> {
+pub fn bytes_of(scratch: &Scratch, format: &str, image: &str) -> Vec<u8> {
     qemu(scratch, &format!("qemu-img convert -f {format} -O raw {image} bytes.raw"));
     let bytes = scratch.read("bytes.raw");
     std::fs::remove_file(scratch.path("bytes.raw")).unwrap();
@@ -33,12 +33,12 @@ fn bytes_of(scratch: &Scratch, format: &str, image: &str) -> Vec<u8> {
 }
 
 #[track_caller]
-fn back_up(scratch: &Scratch, line: &str) -> Value {
+pub fn back_up(scratch: &Scratch, line: &str) -> Value {
     voltar(scratch, &format!("backup {line}")).json()["volumes"][0].clone()
 }
 
 #[track_caller]
-fn assert_restores(scratch: &Scratch, archive: &str, bytes: &[u8]) {
+pub fn assert_restores(scratch: &Scratch, archive: &str, bytes: &[u8]) {
     voltar(scratch, &format!("restore {archive} out")).ok();
     assert_same(&scratch.read("out")[..bytes.len()], bytes, archive);
     std::fs::remove_file(scratch.path("out")).unwrap();

@@ -11,6 +11,7 @@ mod faults;
 mod flow;
 mod folder;
 mod freeze;
+mod image_bitmaps;
 mod images;
 mod interfaces;
 mod json;

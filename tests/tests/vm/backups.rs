@@ -15,6 +15,8 @@ pub const MIB: usize = 1 << 20;
 pub const RECOVERY: Duration = Duration::from_secs(5);
 /// Bytes that a bit of a bitmap tells of.
 const GRANULARITY: u64 = 64 << 10;
+/// Bytes that are written to the end of a disk.
+pub const END_LEN: usize = 16 << 10;
 
 /// A backup to come, of a whole machine or of one disk of it.
 pub fn backup(scratch: &Scratch, source: &str, archive: &str) -> Voltar {
@@ -150,6 +152,13 @@ impl Content {
         let node = vm.root(&self.device);
         vm.execute("block_resize", serde_json::json!({ "node-name": node, "size": len }));
         self.bytes.resize(len, 0);
+    }
+
+    /// Writes to the last bytes of the disk.
+    pub fn write_end(&mut self, vm: &Vm) {
+        let (at, len) = (self.bytes.len() - END_LEN, END_LEN);
+        self.asked(vm, &format!("write -P 5 {at} {len}"));
+        self.bytes[at..].fill(5);
     }
 
     /// A restored volume must be this.

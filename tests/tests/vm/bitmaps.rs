@@ -6,7 +6,7 @@ use voltar_tests::vm::{self, Disk, Kind, Vm};
 use voltar_tests::{Rng, Scratch};
 
 use crate::backups::{
-    Content, MIB, assert_read_as_a_whole, assert_restores, assert_told, back_up, backup,
+    Content, END_LEN, MIB, assert_read_as_a_whole, assert_restores, assert_told, back_up, backup,
 };
 
 /// A disk of each of two kinds, backed up once and changed since.
@@ -222,6 +222,17 @@ fn disks_that_were_resized_are_backed_up_as_they_are() {
         assert_told(&made);
         rig.assert_right(&made);
     }
+    // By a part of what a bit tells of. Of a qcow2 image, what was in the rest of a cluster comes back.
+    let vm = rig.vm.as_ref().expect("the machine runs");
+    let raw = &mut rig.contents[0];
+    raw.write_end(vm);
+    back_up(&rig.scratch, vm, "a.voltar");
+    for len in [6 * MIB - END_LEN / 2, 6 * MIB] {
+        raw.resize(vm, len);
+    }
+    let made = back_up(&rig.scratch, vm, "a.voltar");
+    assert_told(&made);
+    rig.assert_right(&made);
 }
 
 /// A disk that is resized while it is read: the backup fails, or holds what was there.

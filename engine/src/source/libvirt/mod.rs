@@ -16,7 +16,7 @@ mod shot;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::dirty_bitmap::told;
+use super::dirty_bitmap::{Sizes, told};
 use super::hold::{Capture, Held, Hold, Wanted};
 use super::{ChangeSource, ChangedExtent, Degraded, Proof, View, vm_disks};
 use crate::error::Result;
@@ -175,7 +175,7 @@ impl ChangeSource for Changes {
         self.proof.clone()
     }
 
-    fn changes(&self, base: &Proof, _base_size: u64) -> Result<Vec<ChangedExtent>, Degraded> {
+    fn changes(&self, base: &Proof, base_size: u64) -> Result<Vec<ChangedExtent>, Degraded> {
         let of = |proof: &Proof, key: &str| {
             let none = || Degraded("the last backup left no checkpoint".into());
             proof.get(key).cloned().ok_or_else(none)
@@ -187,7 +187,8 @@ impl ChangeSource for Changes {
         }
         let (disk, checkpoint) = (of(base, DISK)?, of(base, CHECKPOINT)?);
         lock(&self.shot).check_base(&disk, &checkpoint).map_err(Degraded)?;
-        told(&self.device, &context(), self.size).map_err(Degraded)
+        let sizes = Sizes { base: base_size, now: self.size, never_less: false };
+        told(&self.device, &context(), sizes).map_err(Degraded)
     }
 }
 
