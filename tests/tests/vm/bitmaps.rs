@@ -3,10 +3,11 @@
 
 use serde_json::json;
 use voltar_tests::vm::{self, Disk, Kind, Vm};
-use voltar_tests::{Rng, Scratch};
+use voltar_tests::{Rng, Scratch, Voltar};
 
 use crate::backups::{
     Content, END_LEN, MIB, assert_read_as_a_whole, assert_restores, assert_told, back_up, backup,
+    volumes,
 };
 
 /// A disk of each of two kinds, backed up once and changed since.
@@ -156,6 +157,34 @@ fn an_image_that_was_put_back_is_not_taken_for_the_newer_one() {
     rig.contents = older;
     rig.restart();
     rig.assert_degrades("gone");
+}
+
+/// Whether the machine runs or not, the next backup knows what changed since the last.
+#[test]
+fn a_machine_and_its_images_go_on_from_each_other() {
+    let test = "a_machine_and_its_images_go_on_from_each_other";
+    let Some(mut rig) = Rig::new(test, [Kind::Qcow2, Kind::Scsi]) else { return };
+    for _ in 0..2 {
+        rig.change();
+        let made = back_up(&rig.scratch, rig.vm(), "a.voltar");
+        assert_told(&made);
+        rig.assert_right(&made);
+        let sources: Vec<String> = made
+            .iter()
+            .zip(&rig.disks)
+            .map(|(volume, disk)| (volume["name"].as_str().unwrap(), disk.file.display()))
+            .map(|(name, file)| format!("{name}=qcow2:{file}"))
+            .collect();
+        rig.change();
+        rig.vm.take().expect("the machine runs").shut_down();
+        for _ in 0..2 {
+            let images = Voltar::new(&rig.scratch).arg("backup").args(&sources).arg("a.voltar");
+            let made = volumes(&images.json());
+            assert_told(&made);
+            assert_restores(&rig.scratch, "a.voltar", &made, &rig.contents);
+        }
+        rig.restart();
+    }
 }
 
 /// Bitmaps of others are none of voltar's business.
