@@ -28,6 +28,11 @@ pub(crate) use area::empty_image;
 pub(crate) use shot::end_of;
 pub use shot::{Bitmaps, GRANULARITY, Outcome, Plan, Shot};
 
+/// Whether this is the name of something of ours.
+pub(crate) fn is_named(name: &str) -> bool {
+    name.starts_with(PREFIX)
+}
+
 /// What all that is made in QEMU is called by.
 const PREFIX: &str = "voltar-";
 

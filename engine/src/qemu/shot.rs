@@ -317,7 +317,8 @@ impl Shot {
         observer: &dyn Observer,
     ) -> Result<Option<Recording>> {
         let mut bitmap = json!({"node": disk.node, "name": name, "granularity": GRANULARITY});
-        if disk.format == "qcow2" {
+        // Nobody would notice who writes to a file with its data while QEMU does not run.
+        if disk.format == "qcow2" && !disk.has_data_file {
             bitmap["persistent"] = true.into();
             match self.monitor.call("block-dirty-bitmap-add", bitmap.clone()) {
                 Ok(_) => return Ok(Some(Recording { is_persistent: true })),
@@ -558,14 +559,15 @@ impl Shot {
         read: impl FnOnce(&NbdDevice, &str) -> Result<T, String>,
     ) -> Result<T, String> {
         let words = |error: Error| with_causes(&error);
-        let Some(node) = self.disks.get(number).map(|held| held.disk.node.clone()) else {
+        let Some(disk) = self.disks.get(number).map(|held| held.disk.clone()) else {
             return Err("there is no such disk".into());
         };
-        self.check_bitmap(&node, name, granularity)?;
+        let node = &disk.node;
+        self.check_bitmap(&disk, name, granularity)?;
         self.asked.push(name.to_owned());
         let copy = named(names::TEMPORARY, number);
         let export = named(names::DIRTY, number);
-        let copied = self.copy_bitmap(&node, name, &copy).and_then(|()| {
+        let copied = self.copy_bitmap(node, name, &copy).and_then(|()| {
             let bitmaps = json!([{"node": node, "name": copy}]);
             self.export(&export, &named(names::SNAPSHOT, number), &bitmaps)
         });
@@ -575,17 +577,17 @@ impl Shot {
             read(&device.map_err(words)?, &context)
         });
         let ended = sweep::end_export(&mut self.monitor, &export);
-        let removed = sweep::remove_bitmap(&mut self.monitor, &node, &copy);
+        let removed = sweep::remove_bitmap(&mut self.monitor, node, &copy);
         let outcome = outcome?;
         ended.and(removed).map_err(words)?;
         // Still there, and still recording: nobody took it away and made another meanwhile.
-        self.check_bitmap(&node, name, granularity)?;
+        self.check_bitmap(&disk, name, granularity)?;
         Ok(outcome)
     }
 
-    fn check_bitmap(&mut self, node: &str, name: &str, granularity: u64) -> Result<(), String> {
+    fn check_bitmap(&mut self, disk: &Disk, name: &str, granularity: u64) -> Result<(), String> {
         let nodes = vm::nodes(&mut self.monitor).map_err(|error| error.to_string())?;
-        let node = nodes.iter().find(|other| other.name == node);
+        let node = nodes.iter().find(|node| node.name == disk.node);
         let bitmaps = node.map(|node| &node.dirty_bitmaps[..]).unwrap_or_default();
         let Some(bitmap) = bitmaps.iter().find(|bitmap| bitmap.name == name) else {
             return Err(
@@ -603,6 +605,9 @@ impl Shot {
                 Err("the bitmap is another one: its granularity is not what it was".into())
             }
             bitmap if bitmap.busy => Err("somebody else uses the bitmap".into()),
+            bitmap if bitmap.persistent && disk.has_data_file => {
+                Err("the disk's data is in a file of its own, to which others could write".into())
+            }
             _ if !bitmaps.iter().any(|it| it.name == end_of(name) && it.count > 0) => {
                 Err("the disk was made shorter since, and the bitmap does not tell what was behind"
                     .into())
@@ -704,7 +709,8 @@ impl Shot {
         let is_ours = |name: &str| name.starts_with(prefix) || was_asked(name);
         let removed = remove_bitmaps(&mut self.monitor, &nodes, |name, number| match outcome {
             // Of series that ended nobody tells us.
-            Outcome::Base if number >= BITMAPS_MAX && !is_new(name) => true,
+            // Each has another one beside it that marks the disk's end.
+            Outcome::Base if number >= 2 * BITMAPS_MAX && !is_new(name) => true,
             Outcome::Base => is_ours(name) && !is_new(name),
             Outcome::Nothing => is_new(name),
         });

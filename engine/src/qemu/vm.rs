@@ -13,6 +13,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Drivers that pass everything on to their child and keep no bitmaps of their own on disk.
 const FILTERS: [&str; 4] = ["throttle", "copy-on-read", "compress", "preallocate"];
+/// What the file with its data is to an image.
+const DATA_FILE: &str = "data-file";
 /// Drivers that stand between a device and its disk for as long as a block job runs.
 const JOB_FILTERS: [&str; 4] = ["mirror_top", "commit_top", "backup-top", "copy-before-write"];
 /// Most nodes that are gone down from a disk, and most parts of a path.
@@ -39,6 +41,10 @@ pub struct Disk {
     pub format: String,
     /// The image as QEMU names it.
     pub file: String,
+    /// What that is made upon, from the nearest down, as QEMU names it.
+    pub below: Vec<String>,
+    /// Whether its data is in a file of its own.
+    pub has_data_file: bool,
     /// Its size in bytes.
     pub size: u64,
 }
@@ -72,6 +78,9 @@ pub struct Bitmap {
     /// Whether it was not saved as it should have been: it tells nothing.
     #[serde(default)]
     pub inconsistent: bool,
+    /// Whether it is kept in the image.
+    #[serde(default)]
+    pub persistent: bool,
 }
 
 /// A node (`BlockDeviceInfo`).
@@ -302,6 +311,8 @@ fn disks_of(
             node: checked(node.name.clone())?,
             format: checked(node.drv.clone())?,
             file: node.file.clone(),
+            below: below(&node.name, nodes, graph)?,
+            has_data_file: graph.child(&node.name, DATA_FILE).is_some(),
             size,
         });
     }
@@ -333,6 +344,24 @@ fn checked(name: String) -> Result<String, String> {
         true => Ok(name),
         false => Err(format!("no name: {name:?}")),
     }
+}
+
+/// The files that a node is made upon, from the nearest down.
+fn below(node: &str, nodes: &[Node], graph: &Graph) -> Result<Vec<String>, String> {
+    let (mut files, mut name) = (Vec::new(), node);
+    for _ in 0..DEPTH_MAX {
+        let Some(backing) = graph.child(name, "backing") else { return Ok(files) };
+        let node = below_filters(backing, nodes, graph)?;
+        files.push(node.file.clone());
+        if let Some(data) = graph.child(&node.name, DATA_FILE) {
+            let data = nodes.iter().find(|node| node.name == data);
+            files.push(data.map(|data| data.file.clone()).unwrap_or_default());
+        }
+        name = &node.name;
+    }
+    // There is more, and no file has this name.
+    files.push(String::new());
+    Ok(files)
 }
 
 /// The first node from `root` down that is no filter.

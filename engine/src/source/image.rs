@@ -3,10 +3,10 @@
 //! the machine runs.
 
 use std::ffi::OsString;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::backing::Backing;
 use super::changed::ChangeList;
 use super::dirty_bitmap::{Sizes, told_by};
 use super::hold::{Held, Hold, Wanted};
@@ -23,9 +23,6 @@ use crate::nbd::NbdDevice;
 use crate::options::{Context, Holding, Keep};
 use crate::qemu::{self, Bitmaps, Outcome};
 use crate::words::with_causes;
-
-/// In a proof: what the image is made upon, which its own bitmap tells nothing of.
-const BACKING: &str = "backing";
 
 /// Opens the image that `wish` is, of this format. `series` tells backups into one archive from those into
 /// others.
@@ -73,8 +70,10 @@ fn open_chain(
         .map_err(|error| Error::io("cannot look at the image", &*label, error))?;
     let source = kept.has_any.then(|| {
         let (chain, device) = (Arc::clone(&chain), Arc::clone(&device));
-        let (proof, asked) = (kept.proof(&chain), Arc::clone(&kept.asked));
-        Arc::new(ImageBitmap { chain, device, size, proof, asked }) as Arc<dyn ChangeSource>
+        let (backing, asked) = (backing_of(&chain), Arc::clone(&kept.asked));
+        let proof = kept.proof(&backing);
+        Arc::new(ImageBitmap { chain, device, size, backing, proof, asked })
+            as Arc<dyn ChangeSource>
     });
     let view = View {
         name: wish.name,
@@ -93,8 +92,10 @@ fn open_chain(
 #[derive(Clone, Debug)]
 struct Kept {
     series: Bitmaps,
-    /// Whether there are any, or one was begun.
+    /// Whether there are any, or may be, or one was begun.
     has_any: bool,
+    /// Whether none is to be left.
+    keeps_none: bool,
     /// The one that tells what changes from now on.
     new: Option<String>,
     /// The one that told what had changed.
@@ -105,9 +106,13 @@ impl Kept {
     /// Whether there is to be a bitmap: where the user wants one, or has had one.
     fn of(chain: &Chain, holding: &Holding, series: &[u8]) -> Kept {
         let mut series = Bitmaps::of(series, false);
-        let has_any = names_of(chain.top()).iter().any(|name| name.starts_with(&series.prefix));
-        series.wanted = holding.keep != Keep::Nothing && (holding.image_bitmaps || has_any);
-        Kept { series, has_any, new: None, asked: Arc::default() }
+        let names = names_of(chain.top());
+        let is_readable = names.is_some();
+        let has_ours = names.into_iter().flatten().any(|name| name.starts_with(&series.prefix));
+        let keeps_none = holding.keep == Keep::Nothing;
+        series.wanted = !keeps_none && (holding.image_bitmaps || has_ours);
+        let has_any = has_ours || !is_readable;
+        Kept { series, has_any, keeps_none, new: None, asked: Arc::default() }
     }
 
     /// Begins a bitmap before anything is read.
@@ -126,39 +131,53 @@ impl Kept {
         Ok(())
     }
 
-    fn proof(&self, chain: &Chain) -> Proof {
+    fn proof(&self, backing: &Backing) -> Proof {
         let Some(new) = &self.new else { return Proof::new() };
         let granularity = qemu::GRANULARITY.to_string();
         let mut proof: Proof =
             [(BITMAP.to_owned(), new.clone()), (GRANULARITY.to_owned(), granularity)].into();
-        proof.extend(backing_of(chain).map(|backing| (BACKING.to_owned(), backing)));
+        backing.prove(&mut proof);
         proof
     }
 
     /// Removes the bitmaps that no next backup needs. The image is not in use.
     fn end(&self, chain: &Chain, outcome: Outcome) -> Result<()> {
-        let Some(new) = &self.new else { return Ok(()) };
         let image = &chain.top().file;
-        if outcome == Outcome::Nothing {
-            return bitmaps::remove(image, new).and(bitmaps::remove(image, &qemu::end_of(new)));
+        let new = self.new.as_deref();
+        let is_of = |name: &str, other: &str| name == other || name == qemu::end_of(other);
+        match (outcome, new) {
+            (Outcome::Nothing, None) => return Ok(()),
+            (Outcome::Nothing, Some(new)) => {
+                return bitmaps::remove(image, new).and(bitmaps::remove(image, &qemu::end_of(new)));
+            }
+            // What is there may still serve.
+            (Outcome::Base, None) if !self.keeps_none => return Ok(()),
+            (Outcome::Base, _) => {}
         }
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let is_of = |name: &str, other: &str| name == other || name == qemu::end_of(other);
         let was_asked = |name: &str| asked.as_deref().is_some_and(|asked| is_of(name, asked));
         let is_old = |name: &&String| {
-            !is_of(name, new) && (name.starts_with(&self.series.prefix) || was_asked(name))
+            !new.is_some_and(|new| is_of(name, new))
+                && (name.starts_with(&self.series.prefix) || was_asked(name))
+                && qemu::is_named(name)
         };
-        names_of(chain.top())
-            .iter()
-            .filter(is_old)
-            .try_for_each(|name| bitmaps::remove(image, name))
+        let names = names_of(chain.top()).unwrap_or_default();
+        let removed = names.iter().filter(is_old).map(|name| bitmaps::remove(image, name));
+        removed.fold(Ok(()), Result::and)
     }
 }
 
-/// The names of an image's bitmaps; none if they cannot be read.
-fn names_of(image: &Layer) -> Vec<String> {
-    let bitmaps = image.qcow2().and_then(|header| header.bitmaps(image.file.file()).ok());
-    bitmaps.into_iter().flatten().map(|bitmap| bitmap.name).collect()
+/// The names of an image's bitmaps; `None` if they cannot be read.
+fn names_of(image: &Layer) -> Option<Vec<String>> {
+    let Some(header) = image.qcow2() else { return Some(Vec::new()) };
+    let bitmaps = header.bitmaps(image.file.file()).ok()?;
+    Some(bitmaps.into_iter().map(|bitmap| bitmap.name).collect())
+}
+
+/// The files below an image.
+fn backing_of(chain: &Chain) -> Backing {
+    let lower = chain.layers().get(1..).unwrap_or_default();
+    Backing::of(lower.iter().flat_map(Layer::files).map(|file| file.file().metadata()))
 }
 
 fn check_keeps_bitmaps(image: &Layer) -> Result<(), Degraded> {
@@ -172,23 +191,12 @@ fn check_keeps_bitmaps(image: &Layer) -> Result<(), Degraded> {
     Err(Degraded(why.into()))
 }
 
-/// Which files an image is made upon, and when they were written last; `None` if there are none.
-fn backing_of(chain: &Chain) -> Option<String> {
-    let lower = chain.layers().get(1..).unwrap_or_default();
-    let mut told = blake3::Hasher::new();
-    for file in lower.iter().flat_map(Layer::files) {
-        let metadata = file.file().metadata().ok()?;
-        let written = (metadata.mtime(), metadata.mtime_nsec());
-        told.update(format!("{:?} {} {written:?}\n", file.identity, metadata.len()).as_bytes());
-    }
-    (!lower.is_empty()).then(|| told.finalize().to_hex().to_string())
-}
-
 /// What the bitmaps in an image tell.
 struct ImageBitmap {
     chain: Arc<Chain>,
     device: Arc<NbdDevice>,
     size: u64,
+    backing: Backing,
     proof: Proof,
     asked: Arc<Mutex<Option<String>>>,
 }
@@ -250,16 +258,16 @@ impl ChangeSource for ImageBitmap {
         let (Some(name), Some(granularity)) = (base.get(BITMAP), base.get(GRANULARITY)) else {
             return Err(Degraded("the last backup left no bitmap".into()));
         };
-        if base.get(BACKING) != backing_of(&self.chain).as_ref() {
-            return Err(Degraded("what the image is made upon is not what it was".into()));
-        }
-        let Some(header) = self.chain.top().qcow2() else {
-            return Err(Degraded("only qcow2 images can keep a bitmap".into()));
-        };
+        // One of the running machine's may be there all the same.
+        check_keeps_bitmaps(self.chain.top())?;
+        self.backing.check(base)?;
+        // Not the one from before QEMU locked the image: where bitmaps lie may be another place since.
+        let header = Header::read(self.chain.top().file.file())
+            .map_err(|error| Degraded(format!("its header cannot be read: {error}")))?;
         if header.size != self.size {
             return Err(Degraded("its header and its server tell two sizes".into()));
         }
-        let dirty = self.dirty(header, name, granularity)?;
+        let dirty = self.dirty(&header, name, granularity)?;
         *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(name.clone());
         let sizes = Sizes { base: base_size, now: self.size, never_less: true };
         told_by(&dirty, &self.device, sizes).map_err(Degraded)

@@ -5,6 +5,7 @@
 //! identities that the earlier snapshot recorded are found unchanged, and even then a random
 //! sample of what it calls unchanged is read and compared.
 
+mod backing;
 pub mod btrfs_items;
 pub mod changed;
 pub mod cow_table;

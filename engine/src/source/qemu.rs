@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::backing::Backing;
 use super::dirty_bitmap::{Sizes, told};
 use super::hold::{Capture, Held, Hold, Wanted};
 use super::{ChangeSource, ChangedExtent, Degraded, Proof, View, vm_disks};
@@ -108,9 +109,12 @@ impl Capture for Vm {
                         (DISK, disks[number].clone()),
                         (IMAGE, image.to_owned()),
                     ];
-                    let proof = proof.map(|(key, value)| (key.to_owned(), value)).into();
+                    let mut proof: Proof = proof.map(|(key, value)| (key.to_owned(), value)).into();
+                    let below = disk.map(|disk| &disk.below[..]).unwrap_or_default();
+                    let backing = Backing::named(below.iter().map(String::as_str));
+                    backing.prove(&mut proof);
                     let (shot, cancel) = (Arc::clone(&self.shot), cancel.clone());
-                    Arc::new(Bitmap { shot, number, proof, size, io, cancel })
+                    Arc::new(Bitmap { shot, number, backing, proof, size, io, cancel })
                 });
             let why = || format!("{KIND}: what changes is not recorded");
             let view = View {
@@ -175,6 +179,7 @@ impl Hold for DiskHold {
 struct Bitmap {
     shot: Arc<Mutex<Shot>>,
     number: usize,
+    backing: Backing,
     proof: Proof,
     size: u64,
     io: IoEngine,
@@ -205,6 +210,7 @@ impl ChangeSource for Bitmap {
                 return Err(Degraded(format!("the disk has another {what} than it had")));
             }
         }
+        self.backing.check(base)?;
         let sizes = Sizes { base: base_size, now: self.size, never_less: true };
         let mut shot = lock(&self.shot);
         let read = |device: &NbdDevice, context: &str| told(device, context, sizes);

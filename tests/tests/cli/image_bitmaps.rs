@@ -2,7 +2,10 @@
 //! written to by QEMU's own tools.
 
 use serde_json::Value;
+use voltar_tests::command::is_root;
 use voltar_tests::data::{Rng, assert_same, disk};
+use voltar_tests::device::Loop;
+use voltar_tests::skip::skip;
 use voltar_tests::{Scratch, nbd};
 
 use crate::images::{assert_restores, back_up, bytes_of, qemu, voltar};
@@ -147,6 +150,44 @@ fn a_bitmap_that_is_not_to_be_trusted_is_told_and_all_is_read() {
             std::fs::remove_file(scratch.path(file)).unwrap();
         }
     }
+}
+
+#[test]
+fn nobody_knows_when_a_block_device_below_was_written_to() {
+    let test = "nobody_knows_when_a_block_device_below_was_written_to";
+    let Some(scratch) = nbd::scratch(test) else { return };
+    if !is_root() {
+        return skip(test, "loop devices need root");
+    }
+    let file = scratch.write("below.raw", &disk(7, 32 << 20));
+    let below = match Loop::new(&file, 512) {
+        Ok(below) => below,
+        Err(why) => return skip(test, &why),
+    };
+    qemu(&scratch, &format!("qemu-img create -q -f qcow2 -F raw -b {} vm.qcow2", below.arg()));
+    let line = "vm.qcow2 a.voltar --keep-bitmap --allow-backing /dev";
+    proven(&scratch, line);
+    scratch.patch("below.raw", 5 << 20, &[9; 4096]);
+    let made = proven(&scratch, line);
+    let told = made["degraded"].as_str().unwrap_or_default();
+    assert!(told.contains("a block device does not tell"), "{made}");
+}
+
+#[test]
+fn bitmaps_that_nobody_wants_any_more_go() {
+    let test = "bitmaps_that_nobody_wants_any_more_go";
+    let Some(scratch) = nbd::scratch(test) else { return };
+    image(&scratch, "");
+    qemu(&scratch, "qemu-img bitmap --add vm.qcow2 mine");
+    proven(&scratch, "vm.qcow2 a.voltar --keep-bitmap");
+    let made = proven(&scratch, "vm.qcow2 a.voltar --keep none");
+    assert_eq!(made["change_source"], KIND, "{made}");
+    assert_eq!(bitmaps(&scratch, "vm.qcow2"), ["mine"]);
+    // What cannot be read is told, though nobody asked for a new one.
+    proven(&scratch, "vm.qcow2 a.voltar --keep-bitmap");
+    write_as_a_stranger(&scratch);
+    let made = proven(&scratch, "vm.qcow2 a.voltar");
+    assert!(made["degraded"].as_str().unwrap_or_default().contains("tell nothing"), "{made}");
 }
 
 #[test]

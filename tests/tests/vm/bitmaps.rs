@@ -1,7 +1,10 @@
 //! Bitmaps that are gone, spoiled or not what they were, and disks that were resized: everything is
 //! read then, the report says why, and the backup is right.
 
+use std::os::unix::fs::FileExt;
+
 use serde_json::json;
+use voltar_tests::device::system;
 use voltar_tests::vm::{self, Disk, Kind, Vm};
 use voltar_tests::{Rng, Scratch, Voltar};
 
@@ -155,6 +158,72 @@ fn an_image_that_was_put_back_is_not_taken_for_the_newer_one() {
         std::fs::rename(disk.file.with_extension("older"), &disk.file).unwrap();
     }
     rig.contents = older;
+    rig.restart();
+    rig.assert_degrades("gone");
+}
+
+/// What an image is made upon is no business of its bitmap's.
+#[test]
+fn an_image_upon_another_one_is_told_as_long_as_that_stays() {
+    let test = "an_image_upon_another_one_is_told_as_long_as_that_stays";
+    let Some(mut rig) = Rig::new(test, [Kind::Qcow2, Kind::Scsi]) else { return };
+    rig.vm.take().expect("the machine runs").shut_down();
+    let tops: Vec<String> = rig.disks.iter().map(|disk| disk.file.display().to_string()).collect();
+    let image = |words: &[&str]| system("qemu-img", words).unwrap();
+    for top in &tops {
+        let (lower, other) = (format!("{top}.lower"), format!("{top}.other"));
+        // Without the bitmaps that are in it.
+        image(&["convert", "-f", "qcow2", "-O", "qcow2", top, &lower]);
+        std::fs::remove_file(top).unwrap();
+        std::fs::copy(&lower, &other).unwrap();
+        image(&["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &lower, top]);
+        system("qemu-io", &["-f", "qcow2", "-c", "write -P 9 1M 1M", &other]).unwrap();
+    }
+    rig.restart();
+    back_up(&rig.scratch, rig.vm(), "a.voltar");
+    rig.change();
+    let made = back_up(&rig.scratch, rig.vm(), "a.voltar");
+    assert_told(&made);
+    rig.assert_right(&made);
+    rig.vm.take().expect("the machine runs").shut_down();
+    for (top, content) in tops.iter().zip(&mut rig.contents) {
+        let raw = format!("{top}.raw");
+        image(&["rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", &format!("{top}.other"), top]);
+        image(&["convert", "-f", "qcow2", "-O", "raw", top, &raw]);
+        content.bytes = std::fs::read(raw).unwrap();
+    }
+    rig.restart();
+    rig.assert_degrades("made upon");
+}
+
+/// What is written to a file with an image's data while QEMU does not run is in no bitmap.
+#[test]
+fn bitmaps_of_images_whose_data_is_elsewhere_end_with_the_machine() {
+    let test = "bitmaps_of_images_whose_data_is_elsewhere_end_with_the_machine";
+    let Some(mut rig) = Rig::new(test, [Kind::Qcow2, Kind::Scsi]) else { return };
+    rig.vm.take().expect("the machine runs").shut_down();
+    let tops: Vec<String> = rig.disks.iter().map(|disk| disk.file.display().to_string()).collect();
+    let data = |top: &str| format!("{top}.data");
+    for top in &tops {
+        let (old, options) = (format!("{top}.old"), format!("data_file={}", data(top)));
+        std::fs::rename(top, &old).unwrap();
+        let words = ["convert", "-f", "qcow2", "-O", "qcow2", "-o"];
+        system("qemu-img", &[&words[..], &[&options, &old, top]].concat()).unwrap();
+    }
+    rig.restart();
+    back_up(&rig.scratch, rig.vm(), "a.voltar");
+    rig.change();
+    let made = back_up(&rig.scratch, rig.vm(), "a.voltar");
+    assert_told(&made);
+    rig.assert_right(&made);
+    rig.vm.take().expect("the machine runs").shut_down();
+    for (top, content) in tops.iter().zip(&mut rig.contents) {
+        let file = std::fs::File::options().write(true).open(data(top)).unwrap();
+        file.write_all_at(&[7; MIB], 0).unwrap();
+        let raw = format!("{top}.raw");
+        system("qemu-img", &["convert", "-f", "qcow2", "-O", "raw", top, &raw]).unwrap();
+        content.bytes = std::fs::read(raw).unwrap();
+    }
     rig.restart();
     rig.assert_degrades("gone");
 }
