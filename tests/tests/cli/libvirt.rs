@@ -100,7 +100,8 @@ fn each_of_five_incrementals_is_its_instant_and_reads_what_changed() {
             assert_eq!(volume["change_source"], "libvirt-checkpoint", "{volume:#}");
             assert!(volume["degraded"].is_null(), "{volume:#}");
             let read = volume["read_bytes"].as_u64().unwrap();
-            assert!(read <= grains.len() as u64 * GRAIN, "{volume:#}");
+            // And the one that the disk ends in.
+            assert!(read <= (grains.len() as u64 + 1) * GRAIN, "{volume:#}");
         }
         vm.assert_clean();
         let checkpoints = vm.libvirt.checkpoints("vm");
@@ -225,6 +226,62 @@ fn a_checkpoint_without_its_bitmap_is_told_and_read_in_full() {
     assert_eq!(vm.libvirt.checkpoints("vm").len(), 1);
     let report = vm.back_up("libvirt:vm a.voltar");
     assert!(volumes(&report)[0]["degraded"].is_null(), "{report:#}");
+}
+
+/// An image as it was between two checkpoints has the bitmap of the older one, which tells nothing of what the
+/// younger snapshot holds.
+#[test]
+fn an_image_that_was_put_back_is_not_taken_for_the_newer_one() {
+    let test = "an_image_that_was_put_back_is_not_taken_for_the_newer_one";
+    let Some(mut vm) = Vm::start(test) else { return };
+    let [image, saved] = ["a.qcow2", "saved.qcow2"].map(|name| vm.scratch.path(name));
+    // Its checkpoint is that of both disks, and stays when one of them has a younger one.
+    vm.back_up("libvirt:vm a.voltar");
+    vm.libvirt.virsh(&["destroy", "vm", "--graceful"]);
+    std::fs::copy(&image, &saved).unwrap();
+    let older = vm.bytes.clone();
+    vm.libvirt.virsh(&["start", "vm"]);
+    vm.write(0, 9 * MIB, GRAIN, 0x77);
+    vm.back_up("libvirt:vm/vda a.voltar");
+    vm.libvirt.virsh(&["destroy", "vm", "--graceful"]);
+    std::fs::copy(&saved, &image).unwrap();
+    vm.libvirt.virsh(&["start", "vm"]);
+    let report = vm.back_up("libvirt:vm/vda a.voltar --audit 0");
+    let why = volumes(&report)[0]["degraded"].as_str().unwrap_or_default();
+    assert!(why.contains("bitmap"), "{report:#}");
+    vm.libvirt.voltar(&vm.scratch).args(words("restore a.voltar a.out --overwrite")).ok();
+    assert_same(&vm.scratch.read("a.out"), &older[0], "the image that was put back");
+    assert_eq!(vm.libvirt.checkpoints("vm").len(), 2, "both disks', and the new one");
+    vm.assert_clean();
+}
+
+#[test]
+fn an_image_upon_another_one_is_told_as_long_as_that_stays() {
+    let test = "an_image_upon_another_one_is_told_as_long_as_that_stays";
+    let Some(mut vm) = Vm::start(test) else { return };
+    vm.libvirt.virsh(&["destroy", "vm", "--graceful"]);
+    let path = |name: &str| vm.scratch.path(name).to_str().unwrap().to_owned();
+    let (top, lower, other) = (path("a.qcow2"), path("lower.qcow2"), path("other.qcow2"));
+    std::fs::rename(&top, &lower).unwrap();
+    std::fs::copy(&lower, &other).unwrap();
+    let create = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"];
+    system("qemu-img", &[&create[..], &[&lower, &top]].concat()).unwrap();
+    system("qemu-io", &["-f", "qcow2", "-c", "write -P 9 1M 64K", &other]).unwrap();
+    vm.libvirt.virsh(&["start", "vm"]);
+    vm.back_up("libvirt:vm a.voltar");
+    vm.write(0, 9 * MIB, GRAIN, 0x77);
+    let report = vm.back_up("libvirt:vm a.voltar");
+    assert_eq!(volumes(&report)[0]["change_source"], "libvirt-checkpoint", "{report:#}");
+    vm.assert_restores("latest", &vm.bytes);
+    vm.libvirt.virsh(&["destroy", "vm", "--graceful"]);
+    let rebase = ["rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", &other, &top];
+    system("qemu-img", &rebase).unwrap();
+    vm.bytes[0][MIB as usize..(MIB + GRAIN) as usize].fill(9);
+    vm.libvirt.virsh(&["start", "vm"]);
+    let report = vm.back_up("libvirt:vm a.voltar --audit 0");
+    let why = volumes(&report)[0]["degraded"].as_str().unwrap_or_default();
+    assert!(why.contains("made upon"), "{report:#}");
+    vm.assert_restores("latest", &vm.bytes);
 }
 
 #[test]

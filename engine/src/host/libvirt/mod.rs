@@ -148,12 +148,18 @@ impl Libvirt {
             .answer()
     }
 
-    /// A checkpoint.
+    /// A checkpoint, and of which disks it can tell changes; of none if libvirt does not say.
     ///
     /// # Errors
     /// Of the tool.
     pub fn checkpoint(&self, uuid: &str, name: &str) -> Result<Checkpoint> {
-        understood(name, xml::checkpoint(&self.checkpoint_xml(uuid, name)?))
+        let dump = || self.of("checkpoint-dumpxml", uuid).arg("--checkpointname").arg(name);
+        let sized = dump().arg("--no-domain").arg("--size").run()?;
+        let text = match sized.status.success() {
+            true => sized.answer,
+            false => self.checkpoint_xml(uuid, name)?,
+        };
+        understood(name, xml::checkpoint(&text))
     }
 
     /// Deletes a checkpoint; `forget`: what libvirt keeps of it only, where its bitmap is gone.

@@ -36,6 +36,9 @@ pub struct Disk {
     pub format: String,
     /// The file or device that it is in, if it is in one.
     pub path: Option<PathBuf>,
+    /// What its image is made upon, from the nearest down: files and devices, and nothing where libvirt names
+    /// neither.
+    pub below: Vec<String>,
     /// Whether it is a disk with something in it that the guest can write to.
     pub is_writable: bool,
 }
@@ -52,8 +55,10 @@ impl Disk {
 pub struct Checkpoint {
     /// Its name.
     pub name: String,
-    /// The targets of the disks whose changes it tells.
+    /// The targets of the disks whose changes it is to tell.
     pub disks: Vec<String>,
+    /// Those of which it can: their bitmaps are there and whole, as far as libvirt was asked.
+    pub told: Vec<String>,
 }
 
 /// A disk in a backup that is to begin.
@@ -105,10 +110,28 @@ fn disk(node: Node<'_, '_>) -> Result<Disk, String> {
         target: target.to_owned(),
         format: attribute("driver", "type").unwrap_or("raw").to_owned(),
         path: path.map(PathBuf::from),
+        below: below(node),
         is_writable: matches!(device, "disk" | "lun")
             && has_medium
             && child(node, "readonly").is_none(),
     })
+}
+
+/// The files that a disk's image is made upon; of a running domain libvirt tells all of them.
+fn below(disk: Node<'_, '_>) -> Vec<String> {
+    let mut files = Vec::new();
+    let mut next = child(disk, "backingStore");
+    loop {
+        let Some(store) = next else {
+            // The last one of all is an empty element.
+            files.push(String::new());
+            return files;
+        };
+        let Some(source) = child(store, "source") else { return files };
+        let file = source.attribute("file").or_else(|| source.attribute("dev"));
+        files.push(file.unwrap_or_default().to_owned());
+        next = child(store, "backingStore");
+    }
 }
 
 fn is_target(name: &str) -> bool {
@@ -133,9 +156,14 @@ pub fn checkpoint(text: &str) -> Result<Checkpoint, String> {
     let checkpoint = root(&document, "domaincheckpoint")?;
     let name = text_of(checkpoint, "name").ok_or("a checkpoint has no name")?;
     let disks = child(checkpoint, "disks").into_iter().flat_map(|disks| children(disks, "disk"));
-    let is_recorded = |disk: &Node<'_, '_>| disk.attribute("checkpoint") == Some("bitmap");
-    let targets = disks.filter(is_recorded).filter_map(|disk| disk.attribute("name"));
-    Ok(Checkpoint { name: name.to_owned(), disks: targets.map(str::to_owned).collect() })
+    let (mut recorded, mut told) = (Vec::new(), Vec::new());
+    for disk in disks.filter(|disk| disk.attribute("checkpoint") == Some("bitmap")) {
+        let target = disk.attribute("name").map(str::to_owned);
+        // libvirt leaves the size out where a bitmap is missing, or not to be trusted.
+        told.extend(target.clone().filter(|_| disk.has_attribute("size")));
+        recorded.extend(target);
+    }
+    Ok(Checkpoint { name: name.to_owned(), disks: recorded, told })
 }
 
 /// Reads the names of a backup's exports.
@@ -291,7 +319,10 @@ mod tests {
         let domain = domain(DOMAIN).unwrap();
         let written = new_checkpoint("a<'b", &domain, &["vda"]);
         let read = checkpoint(&written).unwrap();
-        assert_eq!(read, Checkpoint { name: "a<'b".into(), disks: vec!["vda".into()] });
+        assert_eq!(
+            read,
+            Checkpoint { name: "a<'b".into(), disks: vec!["vda".into()], told: vec![] }
+        );
         let disk = |target, since| BackupDisk {
             target,
             since,

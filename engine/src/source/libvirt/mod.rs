@@ -16,6 +16,7 @@ mod shot;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::backing::Backing;
 use super::dirty_bitmap::{Sizes, told};
 use super::hold::{Capture, Held, Hold, Wanted};
 use super::{ChangeSource, ChangedExtent, Degraded, Proof, View, vm_disks};
@@ -87,9 +88,12 @@ impl Vm {
                 (DOMAIN, &shot.domain().uuid),
                 (DISK, &read.disk.target),
             ];
-            let proof = proof.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+            let mut proof: Proof =
+                proof.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+            let backing = Backing::named(read.disk.below.iter().map(String::as_str));
+            backing.prove(&mut proof);
             let (shot, device) = (Arc::clone(&self.shot), Arc::clone(&device));
-            Arc::new(Changes { shot, device, proof, size })
+            Arc::new(Changes { shot, device, backing, proof, size })
         });
         View {
             name,
@@ -162,6 +166,7 @@ impl Hold for VmHold {
 struct Changes {
     shot: Arc<Mutex<Shot>>,
     device: Arc<NbdDevice>,
+    backing: Backing,
     proof: Proof,
     size: u64,
 }
@@ -187,6 +192,7 @@ impl ChangeSource for Changes {
         }
         let (disk, checkpoint) = (of(base, DISK)?, of(base, CHECKPOINT)?);
         lock(&self.shot).check_base(&disk, &checkpoint).map_err(Degraded)?;
+        self.backing.check(base)?;
         let sizes = Sizes { base: base_size, now: self.size, never_less: false };
         told(&self.device, &context(), sizes).map_err(Degraded)
     }

@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     fn named(name: String) -> Checkpoint {
-        Checkpoint { name, disks: Vec::new() }
+        Checkpoint { name, disks: Vec::new(), told: Vec::new() }
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl Shot {
         let since = |disk: &Disk| {
             // What changed since an older one changed since a younger one at least: so it does not matter
             // which of them the archive's last snapshot was made with.
-            let has = |checkpoint: &&Checkpoint| checkpoint.disks.contains(&disk.target);
+            let has = |checkpoint: &&Checkpoint| checkpoint.told.contains(&disk.target);
             earlier.iter().find(has).map(|checkpoint| checkpoint.name.clone())
         };
         let reads = disks.into_iter().map(|disk| Read { since: since(&disk), disk }).collect();
@@ -274,17 +274,24 @@ impl Shot {
     /// # Errors
     /// In words, why not.
     pub fn check_base(&self, target: &str, base: &str) -> Result<(), String> {
+        let has = |targets: &[String]| targets.iter().any(|other| other == target);
+        let is_there = |checkpoint: &&Checkpoint| checkpoint.name == base && has(&checkpoint.disks);
+        let base = self.earlier.iter().find(is_there).ok_or(
+            "the checkpoint that was made with the last backup is gone, or is of another archive",
+        )?;
+        // Not only that of the older one: an image that was put back has just that.
+        if !has(&base.told) {
+            return Err(
+                "the bitmap of the checkpoint that was made with the last backup is gone from the \
+                        image, or is not to be trusted"
+                    .into(),
+            );
+        }
         let read = self.reads.iter().find(|read| read.disk.target == target);
         let Some(since) = read.and_then(|read| read.since.as_deref()) else {
             let none = || "libvirt has no checkpoint of an earlier backup into this archive".into();
             return Err(self.refusal.clone().unwrap_or_else(none));
         };
-        let is_there = |checkpoint: &&Checkpoint| {
-            checkpoint.name == base && checkpoint.disks.iter().any(|disk| disk == target)
-        };
-        let base = self.earlier.iter().find(is_there).ok_or(
-            "the checkpoint that was made with the last backup is gone, or is of another archive",
-        )?;
         match sequence(&base.name) >= sequence(since) {
             true => Ok(()),
             false => Err("the base is older than the oldest checkpoint".into()),
@@ -394,10 +401,13 @@ impl Shot {
     fn delete(&self, name: &str) -> Result<()> {
         debug_assert!(self.series.has(name), "{name} is somebody else's");
         let uuid = &self.domain.uuid;
+        let is_broken =
+            |earlier: &&Checkpoint| earlier.name == name && earlier.told != earlier.disks;
+        let is_broken = self.refusal.is_some() || self.earlier.iter().any(|it| is_broken(&it));
         let deleted = self.libvirt.delete_checkpoint(uuid, name, false);
-        match self.refusal {
-            Some(_) if deleted.is_err() => self.libvirt.delete_checkpoint(uuid, name, true),
-            _ => deleted,
+        match is_broken && deleted.is_err() {
+            true => self.libvirt.delete_checkpoint(uuid, name, true),
+            false => deleted,
         }
     }
 }
