@@ -390,7 +390,7 @@ pub enum Targets {
 /// A folder that takes a whole snapshot.
 #[derive(Clone, Debug)]
 pub struct FolderRequest {
-    /// Where it is. It is created if missing, the folders above it are not.
+    /// Where it is. It is created if missing, for its owner alone; the folders above it are not.
     pub path: PathBuf,
     /// The volume that is wanted; `None`: all of them.
     pub volume: Option<String>,

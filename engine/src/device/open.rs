@@ -3,7 +3,7 @@
 use std::fs::{File, FileType, Metadata, OpenOptions, TryLockError};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,11 @@ use crate::error::{Error, ErrorKind, Result};
 pub(crate) const RELEASE_GRACE: Duration = Duration::from_millis(500);
 
 const CANNOT_CREATE: &str = "cannot create the target";
+
+/// Permissions of a new file that is as open as the process's mask leaves it (`umask(2)`).
+pub const AS_MASKED: u32 = 0o666;
+/// Permissions of a new file that is its owner's alone.
+pub const OWNER_ALONE: u32 = 0o600;
 
 /// Opens a volume to be read: a regular file or a block device that is not empty.
 ///
@@ -55,16 +60,18 @@ pub fn check_creatable(path: &Path) -> Result<()> {
     eaccess(&directory, AccessFlags::W_OK | AccessFlags::X_OK).map_err(words)
 }
 
-/// Creates a regular file of `len` zero bytes that must not exist yet, and claims it.
+/// Creates a regular file of `len` zero bytes that must not exist yet, and claims it. Who may open it
+/// is told by `permissions`, less those that the process's mask takes.
 ///
 /// # Errors
 /// Says what is in the way; nothing is left behind. `TargetRefused` if another program came between
 /// and locked the file, which is its own then.
-pub fn create_target_file(path: &Path, len: u64) -> Result<FileDevice> {
+pub fn create_target_file(path: &Path, len: u64, permissions: u32) -> Result<FileDevice> {
     refuse_new_in_dev(path, CANNOT_CREATE)?;
     let words = |error| in_words(CANNOT_CREATE, path, error);
-    let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
-    take_over(path, file.map_err(words)?, len)
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(permissions);
+    take_over(path, options.open(path).map_err(words)?, len)
 }
 
 /// Makes a target of `len` bytes of the file that was created at `path` a moment ago.
@@ -370,9 +377,9 @@ mod tests {
     fn a_target_file_is_created_once() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk");
-        let device = create_target_file(&path, 12345).unwrap();
+        let device = create_target_file(&path, 12345, AS_MASKED).unwrap();
         assert_eq!(device.len().unwrap(), 12345);
-        assert!(create_target_file(&path, 1).is_err());
+        assert!(create_target_file(&path, 1, AS_MASKED).is_err());
         assert_eq!(std::fs::metadata(&path).unwrap().len(), 12345);
     }
 
@@ -380,7 +387,7 @@ mod tests {
     fn a_target_file_is_claimed_before_it_has_a_length() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk");
-        let device = create_target_file(&path, 4096).unwrap();
+        let device = create_target_file(&path, 4096, AS_MASKED).unwrap();
         assert!(!try_lock(&File::open(&path).unwrap()).unwrap(), "it is not locked");
         drop(device);
         // Another program opened it between its making and its lock.
@@ -427,7 +434,7 @@ mod tests {
     #[test]
     fn a_mistyped_device_does_not_become_a_file() {
         let path = Path::new("/dev/voltar-no-such-device");
-        for refused in [create_target_file(path, 1), open_archive_writer(path)] {
+        for refused in [create_target_file(path, 1, AS_MASKED), open_archive_writer(path)] {
             assert_eq!(refused.map(|_| ()).unwrap_err().kind(), ErrorKind::NotFound);
         }
         assert!(!path.exists());

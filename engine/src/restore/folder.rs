@@ -5,11 +5,13 @@
 //! stay in the folder, and those that would meet are refused before anything is written.
 
 use std::collections::BTreeMap;
-use std::fs::{File, Metadata, OpenOptions};
+use std::ffi::OsString;
+use std::fs::{DirBuilder, File, FileType, Metadata, OpenOptions, Permissions};
 use std::io::{ErrorKind as IoErrorKind, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use voltar_format::limits::ATTACHED_LEN_MAX;
 use voltar_format::manifest::Attached;
@@ -21,7 +23,10 @@ use crate::archive::index::Index;
 use crate::archive::open::Archive;
 use crate::archive::snapshots::Snapshot;
 use crate::archive::store::Store;
-use crate::device::open::{check_creatable, refusal, rename_to_new, sync_directory};
+use crate::device::file::FileIdentity;
+use crate::device::open::{
+    OWNER_ALONE, check_creatable, refusal, rename_to_new, sync_directory, try_lock,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::format::Format;
 use crate::io::ioctl;
@@ -33,8 +38,12 @@ use crate::words::is_harmful;
 /// to its name.
 const FILE_NAME_LEN_MAX: usize = 255 - ".".len() - ".voltar-unfinished".len();
 
-/// What an attached file is called until it is whole. No name of a snapshot becomes this one.
+/// What an attached file is called until it is whole. No name of a snapshot becomes this one, and the
+/// folder's lock keeps it from being two restores'.
 const UNFINISHED: &str = ".voltar-unfinished";
+
+/// Permissions of a new folder: what comes into it may hold secrets.
+const FOLDER_PERMISSIONS: u32 = 0o700;
 
 /// The file name that a name in an archive becomes: a dot at its start, slashes, percent signs and
 /// whatever could drive a terminal are percent-encoded, so that no two names become one.
@@ -84,8 +93,12 @@ pub struct Folder<'a> {
     path: PathBuf,
     /// What its volumes become.
     format: Format,
-    /// Whether nothing is there yet.
+    /// Whether nothing was there when it was looked at.
     is_new: bool,
+    /// Whether this run made it.
+    is_made: bool,
+    /// Keeps other restores out, once the folder is there.
+    lock: Option<File>,
     files: Vec<Item<'a>>,
     /// Whether an attached file was written.
     is_changed: bool,
@@ -112,11 +125,13 @@ enum State {
 }
 
 impl<'a> Folder<'a> {
-    /// The folder that was asked for, which gets `assignments` and what is attached to `snapshot`. Nothing is
+    /// The folder that was asked for, which gets `assignments` and what is attached to `snapshot`. One
+    /// that is there is locked before anything in it is looked at, for a dry run, too. Nothing is
     /// changed.
     ///
     /// # Errors
-    /// `TargetRefused` for names that meet or are too long, and for what is no folder; of looking.
+    /// `TargetRefused` for names that meet or are too long, for what is no folder, and for one that
+    /// another restore writes into; of looking.
     pub fn new(
         request: &FolderRequest,
         assignments: &[Assignment],
@@ -132,7 +147,9 @@ impl<'a> Folder<'a> {
         let index = Index::of_commit(archive, &snapshot.commit);
         let (path, format) = (request.path.clone(), request.format);
         let is_new = is_new(&path)?;
-        Ok(Folder { archive, index, path, format, is_new, files, is_changed: false })
+        let lock = if is_new { None } else { lock(&path)? };
+        let (is_made, is_changed) = (false, false);
+        Ok(Folder { archive, index, path, format, is_new, is_made, lock, files, is_changed })
     }
 
     /// Whether nothing can be in it, because it is not there yet.
@@ -251,22 +268,36 @@ impl<'a> Folder<'a> {
         self.files.iter().map(entry).collect()
     }
 
-    /// Makes the folder, if it is not there.
+    /// Makes the folder, if it is not there, for its owner alone, and locks it.
     ///
     /// # Errors
-    /// The system's.
-    pub fn create(&self) -> Result<()> {
+    /// `TargetRefused` if something came there since it was looked at; the system's.
+    pub fn create(&mut self) -> Result<()> {
         if !self.is_new {
             return Ok(());
         }
-        std::fs::create_dir(&self.path)
-            .map_err(|error| Error::io("cannot create the folder", self.label(), error))?;
+        match DirBuilder::new().mode(FOLDER_PERMISSIONS).create(&self.path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == IoErrorKind::AlreadyExists => {
+                return Err(refusal(
+                    &self.path,
+                    "something came there while the snapshot was looked at",
+                    "see whether another restore writes into it, and run this again",
+                ));
+            }
+            Err(error) => {
+                return Err(Error::io("cannot create the folder", self.label(), error));
+            }
+        }
+        // Another restore may have found it before it was locked; it is not taken away from that one.
+        self.lock = lock(&self.path)?;
+        self.is_made = true;
         sync_directory(&self.path)
     }
 
-    /// The restore failed: takes a new folder away again, if nothing is in it.
+    /// The restore failed: takes a folder that it made away again, if nothing is in it.
     pub fn leave(&self) {
-        if self.is_new {
+        if self.is_made {
             // What has something in it stays; nothing better can be done if this fails otherwise.
             let _ = std::fs::remove_dir(&self.path);
         }
@@ -324,7 +355,7 @@ impl<'a> Folder<'a> {
         let mut out = OpenOptions::new()
             .write(true)
             .create_new(true)
-            .mode(0o600)
+            .mode(OWNER_ALONE)
             .open(unfinished)
             .map_err(failed)?;
         self.read(file, context, &mut |bytes| out.write_all(bytes).map_err(failed))?;
@@ -420,17 +451,149 @@ fn is_new(path: &Path) -> Result<bool> {
     }
 }
 
+/// Takes the folder's lock (`flock(2)`), which ends with the process if not before. `None` where there
+/// is none to be had.
+fn lock(path: &Path) -> Result<Option<File>> {
+    let failed = |error| Error::io("cannot lock the folder", path.display().to_string(), error);
+    let hint = "wait until it is done, or name another folder";
+    let folder = match File::open(path) {
+        Ok(folder) => folder,
+        // One that may be written to and not read.
+        Err(error) if error.kind() == IoErrorKind::PermissionDenied => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    match try_lock(&folder) {
+        Ok(true) => {}
+        Ok(false) => return Err(refusal(path, "another restore writes into this folder", hint)),
+        // On NFS, for one, this lock needs a descriptor that can write, which no directory has. To
+        // refuse all such folders would be worse than to go on: volumes' files are locked each by
+        // itself, so that only attached files of two restores at once could be exchanged.
+        Err(error) if is_lockless(&error) => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    }
+    // Another restore that failed may have taken it away before it let go of its lock.
+    let (locked, named) = (folder.metadata().map_err(failed)?, std::fs::metadata(path));
+    match named.is_ok_and(|named| is_same(&named, &locked)) {
+        true => Ok(Some(folder)),
+        false => Err(refusal(
+            path,
+            "the folder was taken away while it was being checked",
+            "see whether another restore writes there, and run this again",
+        )),
+    }
+}
+
+/// Whether a lock failed because the file system has none for directories.
+fn is_lockless(error: &std::io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(
+        errno,
+        Some(
+            Errno::EBADF
+                | Errno::EINVAL
+                | Errno::EISDIR
+                | Errno::ENOLCK
+                | Errno::ENOSYS
+                | Errno::EOPNOTSUPP
+        )
+    )
+}
+
+fn is_same(one: &Metadata, other: &Metadata) -> bool {
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
+}
+
+/// What is at `path` in the folder, itself and not what it leads to.
+fn look(path: &Path) -> Result<Option<Metadata>> {
+    match std::fs::symlink_metadata(path) {
+        Ok(there) => Ok(Some(there)),
+        Err(error) if error.kind() == IoErrorKind::NotFound => Ok(None),
+        Err(error) => {
+            Err(Error::io("cannot look at the target", path.display().to_string(), error))
+        }
+    }
+}
+
+/// Refuses the place of a volume where something is that is no regular file: nobody named it, and a
+/// link leads out of the folder.
+///
+/// # Errors
+/// `TargetRefused`; of looking.
+pub fn refuse_no_file(path: &Path) -> Result<()> {
+    match look(path)?.map(|there| there.file_type()) {
+        Some(kind) if !kind.is_file() => Err(refusal(
+            path,
+            format!("{} is there and no file", what_is(kind)),
+            "take it away, or name another folder; NAME=TARGET restores a volume to a device",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a file that was `opened` for a volume if it is not the one at `path` itself. The guard
+/// follows links, so that one which came since [`refuse_no_file`] looked would lead it elsewhere;
+/// what it opened is not written to before this is asked, and not opened again after it.
+///
+/// # Errors
+/// `TargetRefused`; of looking.
+pub fn refuse_elsewhere(path: &Path, opened: &FileIdentity) -> Result<()> {
+    let is_it =
+        |there: Metadata| there.is_file() && (there.dev(), there.ino()) == (opened.dev, opened.ino);
+    match look(path)?.is_some_and(is_it) {
+        true => Ok(()),
+        false => Err(refusal(
+            path,
+            "it was replaced while it was being checked",
+            "see who writes to the folder, and try again",
+        )),
+    }
+}
+
+fn what_is(kind: FileType) -> &'static str {
+    if kind.is_symlink() {
+        "a symbolic link"
+    } else if kind.is_dir() {
+        "a directory"
+    } else if kind.is_block_device() {
+        "a block device"
+    } else if kind.is_char_device() {
+        "a character device"
+    } else if kind.is_fifo() {
+        "a pipe"
+    } else {
+        "a socket"
+    }
+}
+
+/// Makes an image that is being made for `path` its owner's alone. Not a byte of the volume is in it
+/// yet; who opened it since it was made (a moment, in a folder that others may look into) keeps it
+/// open, though.
+///
+/// # Errors
+/// The system's.
+pub fn close_new_image(path: &Path) -> Result<()> {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(UNFINISHED);
+    let permissions = Permissions::from_mode(OWNER_ALONE);
+    let close = || match open(&path.with_file_name(name))?.set_permissions(permissions) {
+        // A file system without permissions, where a new raw file has none either.
+        Err(error)
+            if matches!(error.kind(), IoErrorKind::PermissionDenied | IoErrorKind::Unsupported) =>
+        {
+            Ok(())
+        }
+        outcome => outcome,
+    };
+    close().map_err(|error: std::io::Error| {
+        Error::io("cannot make the image its owner's alone", path.display().to_string(), error)
+    })
+}
+
 /// What is at the place of an attached file: a file that may become another one, or nothing.
 fn replaceable(path: &Path, archive: &Path) -> Result<Option<Metadata>> {
-    let there = match std::fs::symlink_metadata(path) {
-        Ok(there) => there,
-        Err(error) if error.kind() == IoErrorKind::NotFound => return Ok(None),
-        Err(error) => {
-            return Err(Error::io("cannot look at the target", path.display().to_string(), error));
-        }
-    };
-    let is_archive = std::fs::metadata(archive)
-        .is_ok_and(|archive| (archive.dev(), archive.ino()) == (there.dev(), there.ino()));
+    let Some(there) = look(path)? else { return Ok(None) };
+    let is_archive = std::fs::metadata(archive).is_ok_and(|archive| is_same(&archive, &there));
     let why = if !there.is_file() {
         "something that is no file is there"
     } else if is_archive {
@@ -490,6 +653,75 @@ mod tests {
         let files: std::collections::BTreeSet<String> =
             names.iter().map(|name| named(name)).collect();
         assert_eq!(files.len(), names.len());
+    }
+
+    #[test]
+    fn a_folder_has_one_restore_at_a_time() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("vm");
+        std::fs::create_dir(&path).unwrap();
+        let first = lock(&path).unwrap();
+        assert!(first.is_some());
+        let error = lock(&path).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TargetRefused);
+        assert!(error.to_string().contains("another restore writes into this folder"), "{error}");
+        drop(first);
+        assert!(lock(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_folder_that_was_taken_away_is_not_locked() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("vm");
+        std::fs::create_dir(&path).unwrap();
+        let first = lock(&path).unwrap();
+        let second = std::thread::scope(|scope| {
+            let second = scope.spawn(|| lock(&path));
+            // It opens the folder and waits for the lock meanwhile, or finds the new one unlocked.
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            std::fs::remove_dir(&path).unwrap();
+            std::fs::create_dir(&path).unwrap();
+            drop(first);
+            second.join().unwrap()
+        });
+        if let Err(error) = second {
+            assert!(error.to_string().contains("was taken away"), "{error}");
+        } else {
+            assert!(lock(&path).is_err(), "a folder without a name was locked");
+        }
+    }
+
+    #[test]
+    fn file_systems_without_the_lock_are_told_from_failures() {
+        let is_lockless = |errno: Errno| is_lockless(&errno.into());
+        assert!(is_lockless(Errno::EBADF) && is_lockless(Errno::EOPNOTSUPP));
+        assert!(!is_lockless(Errno::EIO) && !is_lockless(Errno::EWOULDBLOCK));
+    }
+
+    #[test]
+    fn a_volume_goes_to_no_other_file_than_the_one_at_its_place() {
+        let scratch = tempfile::tempdir().unwrap();
+        let at = |name: &str| scratch.path().join(name);
+        let identity = |name: &str| FileIdentity::of(&File::open(at(name)).unwrap()).unwrap();
+        std::fs::write(at("file"), "x").unwrap();
+        std::fs::write(at("other"), "x").unwrap();
+        std::os::unix::fs::symlink("other", at("link")).unwrap();
+        refuse_elsewhere(&at("file"), &identity("file")).unwrap();
+        for (place, opened) in [("file", "other"), ("link", "link"), ("nothing", "file")] {
+            let error = refuse_elsewhere(&at(place), &identity(opened)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::TargetRefused, "{place}");
+        }
+        std::fs::create_dir(at("folder")).unwrap();
+        nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for (place, what) in
+            [("link", "a symbolic link"), ("folder", "a directory"), ("pipe", "a pipe")]
+        {
+            let error = refuse_no_file(&at(place)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::TargetRefused, "{place}");
+            assert!(error.to_string().contains(what), "{error}");
+        }
+        refuse_no_file(&at("file")).unwrap();
+        refuse_no_file(&at("nothing")).unwrap();
     }
 
     #[test]

@@ -167,7 +167,18 @@ impl Errand<'_> {
             let (place, path, job) = (&assignment.place, assignment.path(), &assignment.job);
             let one = match is_new {
                 true => target::absent(place)?,
-                false => target::clear(place, job, &self.id, &others, self.request, self.context)?,
+                false => {
+                    let in_folder = folder.is_some();
+                    if in_folder {
+                        folder::refuse_no_file(&path)?;
+                    }
+                    let one =
+                        target::clear(place, job, &self.id, &others, self.request, self.context)?;
+                    if in_folder && let Cleared::Present { device, .. } = &one {
+                        folder::refuse_elsewhere(&path, device.identity())?;
+                    }
+                    one
+                }
             };
             let remark = target::remark(&one, job);
             remark.into_iter().for_each(|text| warn(report, self.context, text));

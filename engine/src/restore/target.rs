@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::compare::Sample;
 use super::create::{self, Found, NewVolume};
+use super::folder;
 use super::job::{Job, Tally, Target};
 use super::plan;
 use super::state::Note;
@@ -15,7 +16,8 @@ use crate::cancel::Cancel;
 use crate::device::file::{FileDevice, FileIdentity};
 use crate::device::guard::{GuardRequest, guard, holding_data, holds_data};
 use crate::device::open::{
-    check_creatable, create_target_file, directory_of, refusal, sync_directory,
+    AS_MASKED, OWNER_ALONE, check_creatable, create_target_file, directory_of, refusal,
+    sync_directory,
 };
 use crate::device::{Device, Resize};
 use crate::error::{Error, ErrorKind, Result};
@@ -23,7 +25,7 @@ use crate::image::create::NewImage;
 use crate::image::recognise;
 use crate::io::ioctl;
 use crate::nbd::{NbdDevice, Uri};
-use crate::options::{Context, Delta, Place, RestoreRequest};
+use crate::options::{Context, Delta, Place, RestoreRequest, Targets};
 use crate::source::hold::device_path;
 
 /// A target that passed the guard, or a path where nothing is yet.
@@ -305,9 +307,11 @@ fn open(
     context: &Context,
 ) -> Result<(Site, How)> {
     let needs = job.shape.size();
+    let in_folder = matches!(request.targets, Targets::Folder(_));
     match cleared {
         Cleared::Absent(path) => {
-            let device = create_target_file(&path, needs)?;
+            let permissions = if in_folder { OWNER_ALONE } else { AS_MASKED };
+            let device = create_target_file(&path, needs, permissions)?;
             Ok((Site::Local(Box::new(device), Undo::Remove), How { blank: true, ..How::default() }))
         }
         Cleared::New(new) => {
@@ -339,6 +343,11 @@ fn open(
             let cluster_len = request.new_volumes.cluster_len;
             let (image, device) =
                 NewImage::create(&path, needs, cluster_len, context.io, &context.cancel)?;
+            if in_folder && let Err(error) = folder::close_new_image(&path) {
+                drop(device);
+                image.remove();
+                return Err(error);
+            }
             Ok((Site::Image(device, image), How { blank: true, ..How::default() }))
         }
     }

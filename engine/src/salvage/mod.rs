@@ -33,7 +33,9 @@ use crate::archive::open::{Archive, length, read_header};
 use crate::archive::{Home, read_into};
 use crate::device::Device;
 use crate::device::file::FileDevice;
-use crate::device::open::{create_target_file, lock_archive, open_archive_reader, sync_directory};
+use crate::device::open::{
+    AS_MASKED, create_target_file, lock_archive, open_archive_reader, sync_directory,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::observe::Phase;
 use crate::options::Context;
@@ -65,7 +67,7 @@ pub fn run(archive: &Path, new: &Path, context: &Context) -> Result<SalvageRepor
 
 /// Creates the file of the new archive, which is ours alone as long as it is open.
 fn create(new: &Path) -> Result<FileDevice> {
-    let home = create_target_file(new, 0)?;
+    let home = create_target_file(new, 0, AS_MASKED)?;
     lock_archive(&home)?;
     match length(&home)? {
         0 => Ok(home),

@@ -78,6 +78,11 @@ fn forge(scratch: &Scratch, volumes: &[&str], attached: &[&str]) -> Vec<u8> {
     bytes
 }
 
+/// Who may do what with a file or a folder.
+fn permissions(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
 fn names_in(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).unwrap();
     let mut names: Vec<String> =
@@ -95,9 +100,11 @@ fn a_snapshot_goes_into_a_folder() {
     assert_same(&scratch.read("vm/vd1.raw"), &data, "vd1");
     for name in ["qemu.json", "secret"] {
         assert_eq!(scratch.read(&format!("vm/{name}")), scratch.read(name));
-        let mode = fs::metadata(scratch.path("vm").join(name)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600, "{name}");
     }
+    for name in ["qemu.json", "secret", "vd0.raw", "vd1.raw"] {
+        assert_eq!(permissions(&scratch.path("vm").join(name)), 0o600, "{name}");
+    }
+    assert_eq!(permissions(&scratch.path("vm")), 0o700);
     assert_eq!(names_in(&scratch.path("vm")), ["qemu.json", "secret", "vd0.raw", "vd1.raw"]);
     assert_eq!((&report["directory"], &report["read_back"]), (&json!("vm"), &json!(true)));
     assert_eq!(report["volumes"][0]["target"], "vm/vd0.raw");
@@ -134,6 +141,60 @@ fn people_read_how_the_machine_is_started_or_what_its_disks_are() {
     let ran = voltar(&scratch, "restore c.voltar libvirt/").ok();
     assert!(ran.text().ends_with("\nto start it:\n  virsh define ./libvirt/domain.xml\n"));
     assert!(ran.stderr.contains("vda is libvirt/vda.raw (raw)"), "{}", ran.stderr);
+}
+
+#[test]
+fn volumes_do_not_follow_links_out_of_the_folder() {
+    let scratch = Scratch::new();
+    let (_, data) = machine(&scratch);
+    let victim = scratch.write("victim", b"not yours");
+    let missing = scratch.path("missing");
+    fs::create_dir(scratch.path("vm")).unwrap();
+    let put: [&dyn Fn(&Path); 3] = [
+        &|path| symlink(&victim, path).unwrap(),
+        &|path| symlink(&missing, path).unwrap(),
+        &|path| fs::create_dir(path).unwrap(),
+    ];
+    for format in ["raw", "qcow2"] {
+        let place = scratch.path(&format!("vm/vd1.{format}"));
+        for put in put {
+            put(&place);
+            let line = format!("restore a.voltar vm/ --overwrite --format {format}");
+            let ran = refused(&scratch, &line);
+            assert!(ran.stderr.contains("is there and no file: vm/vd1"), "{}", ran.stderr);
+            fs::remove_file(&place).or_else(|_| fs::remove_dir(&place)).unwrap();
+        }
+    }
+    // The folder itself may be behind a link: the user named it.
+    symlink("vm", scratch.path("link")).unwrap();
+    voltar(&scratch, "restore a.voltar link/").ok();
+    assert_same(&scratch.read("vm/vd1.raw"), &data, "vd1");
+}
+
+#[test]
+fn a_folder_takes_one_restore_at_a_time() {
+    let scratch = Scratch::new();
+    let (root, _) = machine(&scratch);
+    scratch.write("other", b"of another machine");
+    voltar(&scratch, "backup other=data.img b.voltar --attach other").ok();
+    for is_new in [true, false] {
+        let mut first = voltar(&scratch, "restore a.voltar vm/ --overwrite --limit 1M").start();
+        let begun = || fs::metadata(scratch.path("vm/vd0.raw")).is_ok_and(|it| it.blocks() > 0);
+        assert!(first.until(begun));
+        for line in ["restore b.voltar vm/", "restore b.voltar vm/ --dry-run"] {
+            let second = voltar(&scratch, line).run().expect(5);
+            let why = "another restore writes into this folder: vm";
+            assert!(second.stderr.contains(why), "{is_new}: {}", second.stderr);
+        }
+        assert!(first.wait().expect(0).stderr.is_empty());
+        let files = names_in(&scratch.path("vm"));
+        assert_eq!(files, ["qemu.json", "secret", "vd0.raw", "vd1.raw"], "{is_new}");
+        assert_same(&scratch.read("vm/vd0.raw"), &root, "vd0");
+        // For the next round to have something to write.
+        scratch.write("vm/vd0.raw", b"");
+    }
+    voltar(&scratch, "restore b.voltar vm/").ok();
+    assert_eq!(scratch.read("vm/other"), b"of another machine");
 }
 
 #[test]
@@ -260,6 +321,7 @@ fn an_interrupted_restore_to_images_starts_over() {
         assert!(command.contains("file=./vm/vd0.qcow2,format=qcow2,"), "{command}");
         let files = names_in(&scratch.path("vm"));
         assert_eq!(files, ["qemu.json", "secret", "vd0.qcow2", "vd1.qcow2"]);
+        assert_eq!(permissions(&scratch.path("vm/vd0.qcow2")), 0o600);
         for (image, source) in [("vd0", "root.img"), ("vd1", "data.img")] {
             let image = scratch.path(&format!("vm/{image}.qcow2")).display().to_string();
             let source = scratch.path(source).display().to_string();
