@@ -395,18 +395,28 @@ impl<'a> Folder<'a> {
             })
             .collect();
         let mut starts = Vec::new();
-        for item in self.called(QEMU_FACTS).filter(|it| it.file.size <= FACTS_LEN_MAX) {
-            let mut facts = Vec::new();
-            self.read(item.file, context, &mut |bytes| {
-                facts.extend_from_slice(bytes);
-                Ok(())
-            })?;
-            starts.push(start::qemu(&facts, &disks));
+        for item in self.called(QEMU_FACTS) {
+            let facts = self.facts(item.file, context)?;
+            starts.push(start::qemu(&item.path, facts.as_deref(), &disks));
         }
         for item in self.called(LIBVIRT_DOMAIN) {
-            starts.push(start::libvirt(&item.path, &disks));
+            let definition = self.facts(item.file, context)?;
+            starts.push(start::libvirt(&item.path, definition.as_deref(), &disks));
         }
         Ok(starts)
+    }
+
+    /// An attached file, from the archive, unless it is too long to be looked into.
+    fn facts(&self, file: &Attached, context: &Context) -> Result<Option<Vec<u8>>> {
+        if file.size > FACTS_LEN_MAX {
+            return Ok(None);
+        }
+        let mut facts = Vec::new();
+        self.read(file, context, &mut |bytes| {
+            facts.extend_from_slice(bytes);
+            Ok(())
+        })?;
+        Ok(Some(facts))
     }
 
     /// The attached files of this name, with or without a VM's before it.

@@ -141,6 +141,41 @@ fn people_read_how_the_machine_is_started_or_what_its_disks_are() {
     let ran = voltar(&scratch, "restore c.voltar libvirt/").ok();
     assert!(ran.text().ends_with("\nto start it:\n  virsh define ./libvirt/domain.xml\n"));
     assert!(ran.stderr.contains("vda is libvirt/vda.raw (raw)"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("decides what runs on this host"), "{}", ran.stderr);
+}
+
+#[test]
+fn what_a_stranger_attached_is_told_to_be_read_and_not_repeated() {
+    let scratch = Scratch::new();
+    scratch.write("root.img", &disk(34, MIB));
+    let facts = json!({
+        "version": 1, "program": "/opt/evil/qemu-system-x86_64", "machine": "q35", "cpus": 0,
+        "firmware": "/home/user/.ssh/id_ed25519", "disks": [],
+    });
+    scratch.write("qemu.json", facts.to_string().as_bytes());
+    let domain = "<domain><devices><emulator>/bin/evil</emulator></devices></domain>";
+    scratch.write("domain.xml", domain.as_bytes());
+    let mut long = facts.to_string().into_bytes();
+    long.resize((1 << 20) + 1, b' ');
+    scratch.write("long", &long);
+    let line = "backup vda=root.img a.voltar --attach qemu.json --attach domain.xml \
+                --attach b.qemu.json=long";
+    voltar(&scratch, line).ok();
+    let ran = voltar(&scratch, "restore a.voltar vm/").ok();
+    let (text, notes) = (ran.text(), &ran.stderr);
+    assert!(text.contains("\n  qemu-system-x86_64 -machine q35 -accel kvm "), "{text}");
+    for note in [
+        "what ./vm/qemu.json has as `cpus` does not fit",
+        "./vm/qemu.json names firmware that is not among the host's own",
+        "./vm/domain.xml decides what runs on this host",
+        "which are in it: <emulator>\n",
+        "./vm/b.qemu.json is longer than 1048576 bytes",
+    ] {
+        assert!(notes.contains(note), "{note}: {notes}");
+    }
+    for lie in ["evil", "id_ed25519"] {
+        assert!(!notes.contains(lie) && !text.contains(lie), "{lie}: {notes}{text}");
+    }
 }
 
 #[test]
