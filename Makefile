@@ -10,7 +10,7 @@ SOAK_CASES ?= 5000
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: all build test demo bench bench-memory bench-changes fuzz fuzz-corpora soak mutants lint fmt deps clean help
+.PHONY: all build test demo bench bench-memory bench-live bench-changes fuzz fuzz-corpora soak mutants lint fmt deps clean help
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ bench: build ## voltar, its peers and the limits of this machine, end to end (BE
 
 bench-memory: build ## peak memory on a 16 TiB sparse volume
 	@benches/memory.sh
+
+bench-live: build ## what a backup of a running VM costs its guest
+	@benches/live.py
 
 bench-changes: build ## what a backup costs when nothing or one chunk in a hundred changed
 	@benches/changes.sh

@@ -2,27 +2,28 @@
 # the caches. One line of JSON for each run of fio; while the host backs up, a run goes on until it says a word.
 set -euo pipefail
 
-# load SECONDS [OPTION...]: writes so long, or until SIGINT; what fio tells of it.
+# load FILE SECONDS [OPTION...]: writes so long, or until SIGINT; what fio tells of it is in the file.
 load() {
     fio --name=load --filename="$D0" --rw=randwrite --bs=16k --direct=1 --ioengine=libaio --iodepth=4 \
-        --refill_buffers --norandommap --time_based --runtime="$1" --output-format=json "${@:2}"
+        --refill_buffers --norandommap --time_based --runtime="$2" --output-format=json --output="$1" "${@:3}"
 }
 
-# row NAME FILE: a line for the host. The number of the first error is 0 if no write failed.
+# row NAME FILE: a line for the host. The number of the first error is 0 if no write failed. fio writes more than
+# JSON when it is interrupted.
 row() {
-    jq -c --arg name "$1" '.jobs[0] | {name: $name, error, bytes_per_s: .write.bw_bytes,
+    sed -n '/^{/,$p' "$2" | jq -c --arg name "$1" '.jobs[0] | {name: $name, error, bytes_per_s: .write.bw_bytes,
         mean_ms: (.write.lat_ns.mean / 1e6), p99_ms: (.write.clat_ns.percentile["99.000000"] / 1e6),
-        max_ms: (.write.lat_ns.max / 1e6)}' "$2"
+        max_ms: (.write.lat_ns.max / 1e6)}'
 }
 
 # beside NAME [OPTION...]: the same while the host backs up.
 beside() {
     local name=$1 word
-    load 3600 "${@:2}" >beside.json &
+    load beside.json 3600 "${@:2}" &
     echo "{\"loaded\": \"$name\"}"
     word=$(heard)
     [[ $word == enough ]]
-    kill -INT %1
+    pkill -INT -x fio
     wait %1 || true
     row "$name" beside.json
 }
@@ -37,10 +38,10 @@ heard() {
 exec 5<>"$CONTROL"
 echo '{"up": true}'
 seconds=$(heard)
-load "$seconds" >free.json
+load free.json "$seconds"
 row 'free idle' free.json
 rate=$(jq '.jobs[0].write.bw_bytes / 2 | floor' free.json)
-load "$seconds" --rate=",$rate" >fixed.json
+load fixed.json "$seconds" --rate=",$rate"
 row 'fixed idle' fixed.json
 beside 'fixed beside' --rate=",$rate"
 beside 'free beside'

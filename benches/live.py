@@ -69,7 +69,7 @@ class Guest:
 
 def back_up(voltar, guest, archive):
     """A full backup of the disk: what voltar tells of it."""
-    source = f"qemu:{guest.monitor}"
+    source = f"qemu:{guest.monitor}/D0"
     made = subprocess.run([voltar, "backup", source, archive, "--json"], stdout=subprocess.PIPE)
     if made.returncode != 0:
         sys.exit(f"live: the backup failed: {made.returncode}")
@@ -92,6 +92,7 @@ def measure(voltar, folder, size, seconds):
                 reports[told["loaded"]] = back_up(voltar, guest, os.path.join(folder, "a.voltar"))
                 guest.say("enough")
             else:
+                print(f"live: {told}", file=sys.stderr)
                 rows[told["name"]] = told
     finally:
         guest.close()
@@ -121,7 +122,7 @@ def show(rows, reports):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--size", type=int, default=512, metavar="MiB")
+    parser.add_argument("--size", type=int, default=2048, metavar="MiB")
     parser.add_argument("--seconds", type=int, default=30)
     options = parser.parse_args()
     voltar = os.environ.get("VOLTAR", os.path.join(HERE, "..", "target", "release", "voltar"))
