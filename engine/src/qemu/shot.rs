@@ -44,6 +44,8 @@ const PATIENCE_S: u64 = 15;
 pub const GRANULARITY: u64 = 64 << 10;
 /// How long another run may be at work on the same VM.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// What QEMU says of its NBD server when somebody has started it (`nbd_server_start`, blockdev-nbd.c).
+const TAKEN: &str = "already running";
 /// Where sockets are made: a path that is short enough for one (`unix(7)`).
 const SOCKETS: &str = "/tmp";
 /// Most bitmaps of ours on a disk: each costs the guest's writes a little, and memory.
@@ -509,11 +511,15 @@ impl Shot {
         passed.map_err(|refusal| self.monitor.failed(refusal))?;
         let address = json!({"addr": {"type": "fd", "data": {"str": names::DESCRIPTOR}}});
         if let Err(refusal) = self.monitor.call("nbd-server-start", address) {
+            let is_taken = matches!(&refusal, Refusal::Refused { why, .. } if why.contains(TAKEN));
+            if !is_taken {
+                return Err(self.monitor.failed(refusal));
+            }
             // It is somebody else's, so this tells nothing.
             let told = sweep::delete(&mut self.monitor, names::SERVER);
             let _ = self.monitor.call("closefd", name);
             told?;
-            return Err(Error::new(ErrorKind::Busy, "QEMU cannot start its NBD server")
+            return Err(Error::new(ErrorKind::Busy, "QEMU's NBD server is taken")
                 .on(self.label())
                 .because(refusal)
                 .meaning("the VM runs on; nothing was backed up")
