@@ -447,6 +447,10 @@ impl Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
+        let ended = self.child.try_wait().ok().flatten();
+        if let Some(status) = ended.filter(|_| std::thread::panicking()) {
+            eprintln!("QEMU had ended by itself, {status}: {}", self.complaints());
+        }
         drop(self.child.kill());
         drop(self.child.wait());
     }
