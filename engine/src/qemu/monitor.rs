@@ -21,6 +21,11 @@ const ANSWER: Duration = Duration::from_secs(60);
 const LINE_LEN_MAX: usize = 4 << 20;
 /// Bytes that are read at a time.
 const READ_LEN: usize = 64 << 10;
+/// What keeps QEMU alive when voltar is killed with a command under way. Without it QEMU takes no input while it
+/// executes one, and its main thread, when it cannot answer, closes the connection itself (`tcp_chr_write`,
+/// chardev/char-socket.c) and frees the parser that the monitor's own thread is still in
+/// (`monitor_qmp_event`, monitor/qmp.c): seen to crash 7.2. With it that thread closes, and nobody else.
+const OUT_OF_BAND: &str = "oob";
 /// What QEMU calls its events of a VM that runs on, and of one that stands.
 const RESUMED: &str = "RESUME";
 const STOPPED: &str = "STOP";
@@ -102,6 +107,8 @@ struct Complaint {
 #[derive(Debug, Deserialize)]
 struct Greeting {
     version: PackageVersion,
+    #[serde(default)]
+    capabilities: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -144,15 +151,20 @@ impl Monitor {
             turns: Turns::default(),
             is_gone: false,
         };
-        monitor.version = monitor.greeted()?;
-        monitor.call("qmp_capabilities", json!({})).map_err(|error| monitor.failed(error))?;
+        let Greeting { version, capabilities } = monitor.greeted()?;
+        monitor.version = version.qemu;
+        let is_offered = |name: &&str| capabilities.iter().any(|offered| offered == name);
+        let enabled: Vec<&str> = [OUT_OF_BAND].into_iter().filter(is_offered).collect();
+        monitor
+            .call("qmp_capabilities", json!({ "enable": enabled }))
+            .map_err(|error| monitor.failed(error))?;
         Ok(monitor)
     }
 
-    fn greeted(&mut self) -> Result<Version> {
+    fn greeted(&mut self) -> Result<Greeting> {
         let end = Instant::now() + GREETING;
         match self.next_line(end) {
-            Ok(Line { greeting: Some(greeting), .. }) => Ok(greeting.version.qemu),
+            Ok(Line { greeting: Some(greeting), .. }) => Ok(greeting),
             Ok(_) => Err(Error::new(ErrorKind::Io, "who listens there is not QEMU's monitor")
                 .on(&*self.label)
                 .hint("name the socket of `-qmp`, not that of `-monitor` or of the guest agent")),
@@ -381,6 +393,20 @@ mod tests {
         assert_eq!(refused.to_string(), "QEMU refuses b: no such node");
         assert!(matches!(monitor.call("c", json!({})), Err(Refusal::Lost { .. })));
         assert!(matches!(monitor.call("d", json!({})), Err(Refusal::Lost { .. })), "it is gone");
+    }
+
+    #[test]
+    fn what_a_monitor_does_not_offer_is_not_enabled() {
+        for (offered, enabled) in [("[]", json!([])), (r#"["new", "oob"]"#, json!(["oob"]))] {
+            let greeting = GREETING_LINE.replace("[]", offered);
+            let (monitor, qemu) = says(&[&greeting, r#"{"return": {}, "id": 1}"#]);
+            monitor.unwrap();
+            let mut said = String::new();
+            std::io::BufRead::read_line(&mut std::io::BufReader::new(qemu), &mut said).unwrap();
+            let said: Value = serde_json::from_str(&said).unwrap();
+            assert_eq!(said["execute"], "qmp_capabilities");
+            assert_eq!(said["arguments"]["enable"], enabled);
+        }
     }
 
     #[test]
