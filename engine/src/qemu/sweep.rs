@@ -16,6 +16,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// How long an export may take to go: requests that are in flight end first.
 const EXPORT_END: Duration = Duration::from_secs(30);
+/// What QEMU says when there is no NBD server to stop (`qmp_nbd_server_stop`, blockdev-nbd.c).
+const NO_SERVER: &str = "not running";
 const NAP: Duration = Duration::from_millis(10);
 
 #[derive(Debug, Deserialize)]
@@ -80,9 +82,11 @@ fn end_exports(monitor: &mut Monitor, nodes: &BTreeSet<String>) -> Result<()> {
     if nodes.contains(names::SERVER) {
         if exports(monitor)?.is_empty() {
             match monitor.call("nbd-server-stop", json!({})) {
+                Ok(_) => {}
                 // It was not started yet, or had ended.
-                Ok(_) | Err(Refusal::Refused { .. }) => {}
-                Err(lost) => return Err(monitor.failed(lost)),
+                Err(Refusal::Refused { why, .. }) if why.contains(NO_SERVER) => {}
+                // What tells that it is ours stays for the next run.
+                Err(refusal) => return Err(monitor.failed(refusal)),
             }
         }
         delete(monitor, names::SERVER)?;
