@@ -217,7 +217,8 @@ pub struct BackupArgs {
     #[arg(long, value_name = "RATE", value_parser = size::parse_rate, help_heading = "Resources")]
     pub limit: Option<u64>,
     /// Slow down while reads of a volume in use, or the writes of its guest, take longer than so many
-    /// milliseconds on average, to 20 MiB/s at most; `off`: never
+    /// milliseconds on average, to 20 MiB/s at most, and leave the processors to others first (nice 15);
+    /// `off`: never
     #[arg(long, value_name = "MS|off", default_value = "50", value_parser = max_latency)]
     #[arg(help_heading = "Resources")]
     pub max_latency: MaxLatency,

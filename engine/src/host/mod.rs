@@ -6,5 +6,6 @@ pub mod freeze;
 pub mod libvirt;
 pub mod lock;
 pub mod lvm;
+pub mod priority;
 pub mod unix;
 pub mod zfs;

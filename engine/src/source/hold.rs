@@ -24,6 +24,7 @@ use crate::cancel::Cancel;
 use crate::device::file::FileIdentity;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::freeze::{self, Freeze};
+use crate::host::priority::step_back;
 use crate::image::recognise::{self, Found};
 use crate::latency::LatencyGuard;
 use crate::observe::Observer;
@@ -205,6 +206,9 @@ pub fn hold(
         volumes.holds.get_mut().unwrap_or_else(PoisonError::into_inner).extend(hold);
     }
     volumes.latency = holding.latency_bound.filter(|_| is_live).map(LatencyGuard::new);
+    if volumes.latency.is_some() {
+        step_back();
+    }
     Ok(volumes)
 }
 

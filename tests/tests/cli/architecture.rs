@@ -22,6 +22,7 @@ const ALLOWED: [(&str, &[&str]); 3] = [
             "nix",
             "rand",
             "roxmltree",
+            "rustix",
             "rustls",
             "serde",
             "serde_json",
