@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::io;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Degraded;
 use super::thin_metadata::{BLOCK_LEN, Block, Metadata, MetadataBlocks};
@@ -24,6 +24,10 @@ use crate::words::with_causes;
 
 /// How long another run of ours may hold the slot: it reads what it needs and goes.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long those who only look what a device is (udev's `blkid`) may have the metadata open.
+const PROBES: Duration = Duration::from_secs(1);
+const NAP: Duration = Duration::from_millis(20);
 
 /// A thin pool.
 #[derive(Clone, Debug)]
@@ -189,7 +193,7 @@ impl<'a> Slot<'a> {
             Some(note) if note.pool == self.pool.uuid => {
                 note.root.is_none_or(|noted| noted == root)
                     && self.transaction_of(root, cancel) == Some(note.transaction_id)
-                    && !self.is_read()
+                    && !self.is_read(cancel)
             }
             _ => false,
         };
@@ -211,10 +215,20 @@ impl<'a> Slot<'a> {
         Some(Metadata::open(&blocks, root).ok()?.superblock().transaction_id)
     }
 
-    /// Whether anybody reads the metadata; who cannot tell takes it so.
-    fn is_read(&self) -> bool {
-        // The pool itself has it open.
-        dm::open_count(&self.pool.metadata_mapping()).map_or(true, |count| count > 1)
+    /// Whether anybody goes on reading the metadata; who cannot tell takes it so.
+    fn is_read(&self, cancel: &Cancel) -> bool {
+        let mapping = self.pool.metadata_mapping();
+        let end = Instant::now() + PROBES;
+        loop {
+            // The pool itself has it open.
+            if dm::open_count(&mapping).is_ok_and(|count| count <= 1) {
+                return false;
+            }
+            if Instant::now() > end || cancel.is_raised() {
+                return true;
+            }
+            std::thread::sleep(NAP);
+        }
     }
 
     fn open(&self, cancel: &Cancel) -> Result<MetadataDevice, Degraded> {
