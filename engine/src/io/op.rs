@@ -134,9 +134,10 @@ impl Op {
 /// The data plane of one device on one thread. Operations may complete in any order, in part, or
 /// with an error; `device::Queue` deals with that.
 pub trait Driver {
-    /// Takes an operation, or gives it back when `depth` operations are in flight already. The
-    /// kernel may not hear of it before the next [`wait`](Driver::wait) or
-    /// [`poll`](Driver::poll): whoever goes to sleep on something else calls `poll` first.
+    /// Takes an operation, or gives it back: when `depth` operations are in flight already, or as much as the
+    /// device is to have at once. With none in flight, any is taken. The kernel may not hear of it before the
+    /// next [`wait`](Driver::wait) or [`poll`](Driver::poll): whoever goes to sleep on something else calls
+    /// `poll` first.
     fn submit(&mut self, op: Op) -> Result<(), Op>;
 
     /// Waits until at least one operation is complete (returns at once if none is in flight) and

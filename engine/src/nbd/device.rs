@@ -24,6 +24,9 @@ use crate::io::sockets::Memory;
 /// Most bytes of one read or write, whatever the server allows: the specification's bound for
 /// servers that say nothing, and QEMU's.
 const TRANSFER_LEN_MAX: u64 = 32 << 20;
+/// Bytes that are asked for at once by one driver. `qemu-nbd` with more is slower: its buffers leave the caches,
+/// and its reads of the image their order.
+const READS_LEN_MAX: u64 = 8 << 20;
 /// Most bytes that are zeroed or released by one request: so many answer in time.
 const ZERO_LEN_MAX: u64 = 1 << 30;
 /// Bytes of zeroes that are written at a time where the server cannot make them.
@@ -533,6 +536,12 @@ impl NbdDriver {
         }
     }
 
+    /// Bytes that are being read.
+    fn asked_len(&self) -> u64 {
+        let reads = self.pending.iter().flatten().filter(|pending| pending.shown == READ);
+        reads.map(|pending| pending.len as u64).sum()
+    }
+
     fn completed(&mut self, answer: Answer) -> Option<Completion> {
         let pending = self.pending.get_mut(answer.token as usize)?.take()?;
         if let Some(at) = pending.gathered_at {
@@ -612,6 +621,10 @@ impl Driver for NbdDriver {
         let access = &self.access;
         let room = access.export().size.saturating_sub(offset).min(access.transfer_max());
         let len = op.len().min(room as usize);
+        let is_read = matches!(op.kind, OpKind::Read { .. });
+        if is_read && self.in_flight > 0 && self.asked_len() + len as u64 > READS_LEN_MAX {
+            return Err(op);
+        }
         if len == 0 || !access.is_aligned(offset, len as u64) {
             // Rare: the end of a volume that is shorter than the export.
             let write = |bytes: &[u8], at| access.write_at(bytes, at).map(|()| bytes.len());

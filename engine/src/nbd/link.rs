@@ -29,6 +29,10 @@ const PIECES_MAX: usize = 1024;
 /// Most chunks of one reply: a server must come to an end.
 const CHUNKS_MAX: u32 = 65536;
 
+/// Most bytes of a read that one request asks for; the rest of it is asked for by others, at once. QEMU has a
+/// buffer for each request, and gives large ones back to the system every time. A multiple of any block length.
+const READ_LEN_MAX: u64 = 256 << 10;
+
 /// The server broke the protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation(pub String);
@@ -108,31 +112,49 @@ pub struct Answered<T> {
     pub result: io::Result<Vec<Status>>,
 }
 
-/// A request in flight.
-struct Flight<T> {
+/// What was asked and has no answer yet.
+struct Asked<T> {
     who: T,
     what: What,
     offset: u64,
-    /// Of a read: ranges of the memory that are filled, ascending, not touching.
-    filled: Vec<Range<usize>>,
     status: Vec<Status>,
-    /// Chunks that came.
-    chunks: u32,
+    /// Requests that are in flight for it.
+    flights: usize,
     /// The first error that was told.
     failed: Option<io::Error>,
+}
+
+/// A request in flight: what was asked, or a part of a long read.
+struct Flight {
+    /// The cookie of the first request for what was asked, which it is known by.
+    asked: u64,
+    command: Command,
+    offset: u64,
+    len: u64,
+    /// Of a read: where in the memory its bytes go.
+    at: usize,
+    /// Of a read: ranges of the memory that are filled, ascending, not touching.
+    filled: Vec<Range<usize>>,
+    /// Chunks that came.
+    chunks: u32,
+    /// Whether an error was told.
+    has_failed: bool,
+    /// Whether contexts were told.
+    has_status: bool,
     /// Whether its bytes are still to be sent.
     is_sending: bool,
 }
 
-impl<T> Flight<T> {
-    /// Whether all came that was asked for, or why it failed.
+impl Flight {
+    /// Whether all came that was asked for, or an error.
     fn check_whole(&self) -> Result<(), Violation> {
-        match &self.what {
-            _ if self.failed.is_some() => Ok(()),
-            What::Read(memory) if self.filled.first() != Some(&(0..memory.bytes().len())) => {
+        let range = self.at..self.at + self.len as usize;
+        match self.command {
+            _ if self.has_failed => Ok(()),
+            Command::Read if self.filled.first() != Some(&range) => {
                 violation("a read is answered only in part")
             }
-            What::BlockStatus(_) if self.status.is_empty() => {
+            Command::BlockStatus if !self.has_status => {
                 violation("a question about blocks is answered by nothing")
             }
             _ => Ok(()),
@@ -164,7 +186,8 @@ pub struct Link<T> {
     replies: Replies,
     /// Whether reads are asked for in one piece.
     wants_whole: bool,
-    flights: HashMap<u64, Flight<T>>,
+    flights: HashMap<u64, Flight>,
+    asked: HashMap<u64, Asked<T>>,
     next_cookie: u64,
     stage: Stage,
     /// Gathers headers and bodies.
@@ -176,11 +199,12 @@ pub struct Link<T> {
 impl<T> Link<T> {
     /// After a handshake that agreed on `replies`.
     pub fn new(replies: Replies) -> Link<T> {
-        let (flights, inbox) = Default::default();
+        let (flights, asked, inbox) = Default::default();
         let mut link = Link {
             replies,
             wants_whole: false,
             flights,
+            asked,
             next_cookie: 1,
             stage: Stage::Head,
             inbox,
@@ -206,35 +230,53 @@ impl<T> Link<T> {
     pub fn is_patient(&self) -> bool {
         let is_slow =
             |what: &What| matches!(what, What::Flush | What::Trim(_) | What::WriteZeroes { .. });
-        self.flights.values().any(|flight| is_slow(&flight.what))
+        self.asked.values().any(|asked| is_slow(&asked.what))
     }
 
-    /// Takes a request, and appends its header to `out`. Returns its cookie: of a write, the bytes
-    /// are to follow.
+    /// Takes a request, and appends its header to `out`; those of its parts if it is a long read. Returns
+    /// its cookie: of a write, the bytes are to follow.
     pub fn ask(&mut self, who: T, what: What, offset: u64, out: &mut Vec<u8>) -> u64 {
-        let cookie = self.next_cookie;
-        self.next_cookie += 1;
+        let first = self.next_cookie;
         let flags = match &what {
             What::WriteZeroes { no_hole: true, .. } => FLAG_NO_HOLE,
             What::Write(..) if self.is_extended() => FLAG_PAYLOAD_LEN,
             What::Read(..) if self.wants_whole => FLAG_DF,
             _ => 0,
         };
-        self.put_header(what.command(), flags, cookie, offset, what.len(), out);
-        // Until its bytes are sent, nothing can answer it.
-        let is_sending = matches!(what, What::Write(..));
-        let flight = Flight {
-            who,
-            what,
-            offset,
-            filled: Vec::new(),
-            status: Vec::new(),
-            chunks: 0,
-            failed: None,
-            is_sending,
-        };
-        self.flights.insert(cookie, flight);
-        cookie
+        let (command, len) = (what.command(), what.len());
+        let mut at = 0;
+        loop {
+            let start = offset + at;
+            let part = match command {
+                Command::Read => (len - at).min(READ_LEN_MAX - start % READ_LEN_MAX),
+                _ => len,
+            };
+            let cookie = self.next_cookie;
+            self.next_cookie += 1;
+            self.put_header(command, flags, cookie, start, part, out);
+            let flight = Flight {
+                asked: first,
+                command,
+                offset: start,
+                len: part,
+                at: at as usize,
+                filled: Vec::new(),
+                chunks: 0,
+                has_failed: false,
+                has_status: false,
+                // Until its bytes are sent, nothing can answer it.
+                is_sending: command == Command::Write,
+            };
+            self.flights.insert(cookie, flight);
+            at += part;
+            if at >= len {
+                break;
+            }
+        }
+        let flights = (self.next_cookie - first) as usize;
+        let asked = Asked { who, what, offset, status: Vec::new(), flights, failed: None };
+        self.asked.insert(first, asked);
+        first
     }
 
     /// Appends the header that ends the connection.
@@ -274,9 +316,10 @@ impl<T> Link<T> {
 
     /// The memory of a write, to be sent; [`return_write`](Self::return_write) takes it back.
     pub fn lend_write(&mut self, cookie: u64) -> Option<(Memory, Range<usize>)> {
-        let flight = self.flights.get_mut(&cookie)?;
-        let What::Write(memory, range) = &mut flight.what else { return None };
-        flight.is_sending = true;
+        let What::Write(memory, range) = &mut self.asked.get_mut(&cookie)?.what else {
+            return None;
+        };
+        self.flights.get_mut(&cookie)?.is_sending = true;
         Some((std::mem::replace(memory, Memory::Bytes(Vec::new())), range.clone()))
     }
 
@@ -284,18 +327,27 @@ impl<T> Link<T> {
     /// [`take`](Self::take): the memory of a read, and which of its bytes.
     pub fn lend_read(&mut self) -> Option<(u64, Memory, Range<usize>)> {
         let Stage::Data { cookie, at, left, .. } = self.stage else { return None };
-        let What::Read(memory) = &mut self.flights.get_mut(&cookie)?.what else { return None };
+        let memory = self.memory(cookie)?;
         let memory = std::mem::replace(memory, Memory::Bytes(Vec::new()));
         Some((cookie, memory, at..at + left))
+    }
+
+    /// The memory that a request for a read fills.
+    fn memory(&mut self, cookie: u64) -> Option<&mut Memory> {
+        let flight = self.flights.get(&cookie)?;
+        match &mut self.asked.get_mut(&flight.asked)?.what {
+            What::Read(memory) => Some(memory),
+            _ => None,
+        }
     }
 
     /// Takes back what [`lend_write`](Self::lend_write) lent.
     pub fn return_write(&mut self, cookie: u64, lent: Memory) {
         if let Some(flight) = self.flights.get_mut(&cookie) {
             flight.is_sending = false;
-            if let What::Write(memory, _) = &mut flight.what {
-                *memory = lent;
-            }
+        }
+        if let Some(Asked { what: What::Write(memory, _), .. }) = self.asked.get_mut(&cookie) {
+            *memory = lent;
         }
     }
 
@@ -310,7 +362,7 @@ impl<T> Link<T> {
         received: usize,
         answered: &mut Vec<Answered<T>>,
     ) -> Result<(), Violation> {
-        if let Some(Flight { what: What::Read(memory), .. }) = self.flights.get_mut(&cookie) {
+        if let Some(memory) = self.memory(cookie) {
             *memory = lent;
         }
         self.advance(received, answered)
@@ -328,8 +380,7 @@ impl<T> Link<T> {
         while !bytes.is_empty() {
             if let Stage::Data { cookie, at, left, .. } = self.stage {
                 let count = left.min(bytes.len());
-                if let Some(Flight { what: What::Read(memory), .. }) = self.flights.get_mut(&cookie)
-                {
+                if let Some(memory) = self.memory(cookie) {
                     memory.bytes_mut()[at..at + count].copy_from_slice(&bytes[..count]);
                 }
                 bytes = &bytes[count..];
@@ -350,9 +401,10 @@ impl<T> Link<T> {
     /// must be back.
     pub fn abandon(&mut self) -> Vec<(T, What, u64)> {
         self.stage = Stage::Head;
-        let mut flights: Vec<_> = self.flights.drain().collect();
-        flights.sort_by_key(|(cookie, _)| *cookie);
-        flights.into_iter().map(|(_, it)| (it.who, it.what, it.offset)).collect()
+        self.flights.clear();
+        let mut asked: Vec<_> = self.asked.drain().collect();
+        asked.sort_by_key(|(cookie, _)| *cookie);
+        asked.into_iter().map(|(_, it)| (it.who, it.what, it.offset)).collect()
     }
 
     fn expect_head(&mut self) {
@@ -424,7 +476,7 @@ impl<T> Link<T> {
         self.chunk(chunk, answered)
     }
 
-    fn flight(&mut self, cookie: u64) -> Result<&mut Flight<T>, Violation> {
+    fn flight(&mut self, cookie: u64) -> Result<&mut Flight, Violation> {
         match self.flights.get_mut(&cookie) {
             None => violation("a reply to no request"),
             Some(flight) if flight.is_sending => violation("a reply before the request was sent"),
@@ -440,25 +492,26 @@ impl<T> Link<T> {
     ) -> Result<(), Violation> {
         let replies = self.replies;
         let flight = self.flight(cookie)?;
-        if error != 0 {
-            flight.failed = Some(protocol::error_of(error, ""));
-        }
-        let len = match (&flight.what, replies) {
-            (What::BlockStatus(_), _) if error == 0 => {
+        let (at, asked_len) = (flight.at, flight.len as usize);
+        let len = match (flight.command, replies) {
+            (Command::BlockStatus, _) if error == 0 => {
                 return violation("a simple reply to a question that has a structured one");
             }
-            (What::Read(_), Replies::Structured) => {
+            (Command::Read, Replies::Structured) => {
                 return violation("a simple reply to a read, where structured ones were agreed on");
             }
-            (What::Read(memory), _) if error == 0 => memory.bytes().len(),
+            (Command::Read, _) if error == 0 => asked_len,
             _ => 0,
         };
+        if error != 0 {
+            self.fail(cookie, protocol::error_of(error, ""))?;
+        }
         self.expect_head();
         if len == 0 {
             return self.end_chunk(cookie, true, answered);
         }
-        self.fill(cookie, 0..len)?;
-        self.stage = Stage::Data { cookie, at: 0, left: len, is_last: true };
+        self.fill(cookie, at..at + len)?;
+        self.stage = Stage::Data { cookie, at, left: len, is_last: true };
         Ok(())
     }
 
@@ -469,12 +522,12 @@ impl<T> Link<T> {
         if flight.chunks > CHUNKS_MAX {
             return violation("a reply does not end");
         }
-        let what = &flight.what;
-        let is_read = matches!(what, What::Read(_));
-        let asks_status = matches!(what, What::BlockStatus(_));
+        let is_read = flight.command == Command::Read;
+        let asks_status = flight.command == Command::BlockStatus;
+        let asked_len = flight.len;
         let (least, most, need) = match kind {
             CHUNK_NONE => (0, 0, 0),
-            CHUNK_OFFSET_DATA if is_read => (9, 8 + what.len(), 8),
+            CHUNK_OFFSET_DATA if is_read => (9, 8 + asked_len, 8),
             CHUNK_OFFSET_HOLE if is_read => (12, 12, 12),
             CHUNK_BLOCK_STATUS if asks_status && !self.is_extended() => (12, STATUS_LEN_MAX, len),
             CHUNK_BLOCK_STATUS_EXT if asks_status && self.is_extended() => {
@@ -521,13 +574,18 @@ impl<T> Link<T> {
             CHUNK_OFFSET_HOLE => {
                 let (offset, len) = (fields.u64()?, fields.u32()?);
                 let range = self.place(cookie, offset, len.into())?;
-                if let What::Read(memory) = &mut self.flight(cookie)?.what {
+                if let Some(memory) = self.memory(cookie) {
                     memory.bytes_mut()[range].fill(0);
                 }
             }
             CHUNK_BLOCK_STATUS | CHUNK_BLOCK_STATUS_EXT => {
                 let status = status(kind == CHUNK_BLOCK_STATUS_EXT, fields)?;
-                let told = &mut self.flight(cookie)?.status;
+                let flight = self.flight(cookie)?;
+                flight.has_status = true;
+                let asked = flight.asked;
+                let Some(Asked { status: told, .. }) = self.asked.get_mut(&asked) else {
+                    return violation("a reply to no request");
+                };
                 if told.iter().any(|other| other.context == status.context) {
                     return violation("a context is told twice");
                 }
@@ -554,7 +612,17 @@ impl<T> Link<T> {
         }
         let message = super::handshake::show(message);
         let error = protocol::error_of(value, &message);
-        self.flight(cookie)?.failed.get_or_insert(error);
+        self.fail(cookie, error)
+    }
+
+    /// Notes that a request failed.
+    fn fail(&mut self, cookie: u64, error: io::Error) -> Result<(), Violation> {
+        let flight = self.flight(cookie)?;
+        flight.has_failed = true;
+        let asked = flight.asked;
+        if let Some(asked) = self.asked.get_mut(&asked) {
+            asked.failed.get_or_insert(error);
+        }
         Ok(())
     }
 
@@ -564,8 +632,8 @@ impl<T> Link<T> {
         let start = offset.checked_sub(flight.offset);
         let end = start.and_then(|start| start.checked_add(len));
         match (start, end) {
-            (Some(start), Some(end)) if end <= flight.what.len() && len > 0 => {
-                let range = start as usize..end as usize;
+            (Some(start), Some(end)) if end <= flight.len && len > 0 => {
+                let range = flight.at + start as usize..flight.at + end as usize;
                 self.fill(cookie, range.clone())?;
                 Ok(range)
             }
@@ -609,12 +677,20 @@ impl<T> Link<T> {
         }
         // Before it is taken out: what is in flight when the server is found out is still answered.
         self.flight(cookie)?.check_whole()?;
-        let Some(flight) = self.flights.remove(&cookie) else {
+        let Some(asked) = self.flights.remove(&cookie).map(|flight| flight.asked) else {
             return violation("a reply to no request");
         };
-        let Flight { who, what, offset, status, failed, .. } = flight;
-        let result = failed.map_or(Ok(status), Err);
-        answered.push(Answered { who, what, offset, result });
+        let Some(waiting) = self.asked.get_mut(&asked) else {
+            return violation("a reply to no request");
+        };
+        waiting.flights -= 1;
+        if waiting.flights > 0 {
+            return Ok(());
+        }
+        if let Some(Asked { who, what, offset, status, failed, .. }) = self.asked.remove(&asked) {
+            let result = failed.map_or(Ok(status), Err);
+            answered.push(Answered { who, what, offset, result });
+        }
         Ok(())
     }
 }
@@ -1079,6 +1155,101 @@ mod tests {
 
     fn disk(len: usize, seed: u8) -> Vec<u8> {
         (0..len).map(|at| if at % 64 < 20 { 0 } else { seed ^ at as u8 }).collect()
+    }
+
+    /// The requests of a read of `len` bytes at [`OFFSET`]: cookies, offsets and lengths.
+    fn parts(replies: Replies, len: usize) -> (Link<&'static str>, Vec<(u64, u64, usize)>) {
+        let (mut link, mut out) = (Link::new(replies), Vec::new());
+        link.ask("me", read(len), OFFSET, &mut out);
+        let head_len = if replies == Replies::Extended { 32 } else { 28 };
+        let part = |head: &[u8]| {
+            let mut fields = Fields(&head[8..]);
+            let (cookie, offset) = (fields.u64().unwrap(), fields.u64().unwrap());
+            let len = if head_len == 32 { fields.u64() } else { fields.u32().map(u64::from) };
+            (cookie, offset, len.unwrap() as usize)
+        };
+        (link, out.chunks_exact(head_len).map(part).collect())
+    }
+
+    /// The reply to a part: all its bytes.
+    fn part_of(disk: &[u8], replies: Replies, part: (u64, u64, usize)) -> Vec<u8> {
+        let (cookie, offset, len) = part;
+        let bytes = &disk[(offset - OFFSET) as usize..][..len];
+        match replies {
+            Replies::Simple => [simple(0, cookie), bytes.to_vec()].concat(),
+            Replies::Structured => {
+                chunk(replies, cookie, CHUNK_DONE, CHUNK_OFFSET_DATA, &data(offset, bytes))
+            }
+            Replies::Extended => {
+                let mut bytes =
+                    chunk(replies, cookie, CHUNK_DONE, CHUNK_OFFSET_DATA, &data(offset, bytes));
+                // Where in the header the request's offset is.
+                bytes[16..24].copy_from_slice(&offset.to_be_bytes());
+                bytes
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_read_is_asked_for_in_parts_that_may_be_answered_in_any_order() {
+        const PART_LEN: usize = READ_LEN_MAX as usize;
+        let len = 2 * PART_LEN;
+        let disk = disk(len, 7);
+        for replies in STYLES {
+            let (mut link, asked) = parts(replies, len);
+            let expected = [
+                (1, OFFSET, PART_LEN - OFFSET as usize),
+                (2, READ_LEN_MAX, PART_LEN),
+                (3, 2 * READ_LEN_MAX, OFFSET as usize),
+            ];
+            assert_eq!((link.in_flight(), &asked[..]), (3, &expected[..]));
+            let mut answered = Vec::new();
+            for at in [2, 0, 1] {
+                assert!(answered.is_empty());
+                link.take(&part_of(&disk, replies, asked[at]), &mut answered).unwrap();
+            }
+            assert_eq!((answered.len(), link.in_flight()), (1, 0));
+            let Answered { what: What::Read(memory), offset, result, .. } = answered.remove(0)
+            else {
+                panic!("not a read");
+            };
+            assert!(result.is_ok());
+            assert_eq!(offset, OFFSET);
+            assert!(memory.bytes() == disk, "{replies:?}: other bytes");
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_long_read_that_fails_fails_it_once_all_are_answered() {
+        let disk = disk(2 << 18, 7);
+        for replies in STYLES {
+            let (mut link, asked) = parts(replies, disk.len());
+            let refusal = match replies {
+                Replies::Simple => simple(5, 1),
+                _ => chunk(replies, 1, CHUNK_DONE, CHUNK_ERROR, &failure(5, b"bad disk")),
+            };
+            let mut answered = Vec::new();
+            link.take(&refusal, &mut answered).unwrap();
+            for part in &asked[1..] {
+                assert!(answered.is_empty());
+                link.take(&part_of(&disk, replies, *part), &mut answered).unwrap();
+            }
+            assert_eq!((answered.len(), link.in_flight()), (1, 0));
+            assert!(answered[0].result.is_err());
+        }
+    }
+
+    #[test]
+    fn a_part_is_not_answered_by_bytes_of_another() {
+        let replies = Replies::Structured;
+        let (mut link, asked) = parts(replies, 2 << 18);
+        let (first, second) = (asked[0], asked[1]);
+        let bytes = chunk(replies, first.0, 0, CHUNK_OFFSET_DATA, &data(second.1, &[1; 512]));
+        assert!(link.take(&bytes, &mut Vec::new()).is_err());
+        // Whoever asked is told once, and can ask elsewhere for all of it.
+        let abandoned = link.abandon();
+        assert_eq!((abandoned.len(), abandoned[0].2, link.in_flight()), (1, OFFSET, 0));
+        assert_eq!(abandoned[0].1.len(), 2 << 18);
     }
 
     #[test]

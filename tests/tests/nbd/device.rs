@@ -96,7 +96,7 @@ fn through_a_queue(device: &NbdDevice, model: &mut [u8]) {
     }
     assert_eq!(done.len(), 12);
     assert!(done.drain(..).all(|written| written.result.is_ok()));
-    for token in 0..16 {
+    for token in 1..16 {
         let buffer = pool.take();
         let offset = token * 524_288;
         queue.submit(Op { token, kind: OpKind::Read { buffer, len: 524_289 }, offset }).unwrap();
@@ -108,6 +108,58 @@ fn through_a_queue(device: &NbdDevice, model: &mut [u8]) {
         let count = read.result.unwrap();
         assert_eq!(count as u64, 524_289.min(LEN - read.offset));
         assert!(*read.buffer == model[read.offset as usize..][..count]);
+    }
+}
+
+#[test]
+fn a_server_is_not_asked_for_more_at_once_than_it_can_work_on() {
+    const NAME: &str = "a_server_is_not_asked_for_more_at_once_than_it_can_work_on";
+    const READ_LEN: usize = 1 << 20;
+    if !have(NAME, &["nbdkit"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = Local::nbdkit(folder.path(), &["memory", "32M"]);
+    drop(server.connect());
+    let device = connect(folder.path(), &[], IoEngine::Auto);
+    let disk = pattern(32 << 20, 3);
+    device.write_at(&disk, 0).unwrap();
+    let pool = BufferPool::new(32, READ_LEN).unwrap();
+    let driver = device.driver(IoEngine::Auto, &pool, 32).unwrap();
+    let mut queue = Queue::new(driver, device.geometry(), 32);
+    let mut done = Vec::new();
+    let read = |token: u64| {
+        let kind = OpKind::Read { buffer: pool.take(), len: READ_LEN };
+        Op { token, kind, offset: token * READ_LEN as u64 }
+    };
+    // Nothing is taken as answered before the queue is asked for it.
+    let mut asked = 0;
+    let mut given_back = loop {
+        match queue.submit(read(asked)) {
+            Ok(()) => asked += 1,
+            Err(op) => break Some(op),
+        }
+    };
+    assert_eq!((asked, queue.in_flight()), (8, 8));
+    while done.len() < 32 {
+        queue.wait(&mut done).unwrap();
+        while let Some(op) = given_back.take() {
+            match queue.submit(op) {
+                Ok(()) => {
+                    asked += 1;
+                    given_back = (asked < 32).then(|| read(asked));
+                }
+                Err(op) => {
+                    given_back = Some(op);
+                    break;
+                }
+            }
+        }
+    }
+    for completion in done {
+        assert!(completion.result.is_ok());
+        let range = completion.offset as usize..completion.offset as usize + READ_LEN;
+        assert!(completion.buffer[..] == disk[range], "other bytes at {:#x}", completion.offset);
     }
 }
 
