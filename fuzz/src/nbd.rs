@@ -16,6 +16,8 @@ pub const STYLES: [Replies; 3] = [Replies::Simple, Replies::Structured, Replies:
 pub const OFFSET: u64 = 4096;
 /// How long they are.
 pub const LENGTHS: [usize; 3] = [512, 1, 4096];
+/// The parts in which the last read, of both, is asked for: where, and how long.
+pub const PARTS: [(u64, usize); 2] = [((256 << 10) - 2048, 2048), (256 << 10, 2048)];
 const CONTEXTS: [&str; 2] = ["base:allocation", "qemu:dirty-bitmap:day"];
 
 /// One byte that says in what pieces the bytes behind it come.
@@ -73,7 +75,9 @@ fn ask_all(link: &mut Link<usize>) -> usize {
         count += 1;
     }
     link.lend_write(cookie).expect("the last is a write");
-    count
+    let long = PARTS.map(|(_, len)| len).iter().sum();
+    link.ask(count, What::Read(Memory::Bytes(vec![0xee; long])), PARTS[0].0, &mut Vec::new());
+    count + 1
 }
 
 fn feed(

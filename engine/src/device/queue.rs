@@ -146,7 +146,8 @@ impl Queue {
         self.pending.len() - self.free.len()
     }
 
-    /// Whether [`submit`](Self::submit) would give an operation back.
+    /// Whether [`submit`](Self::submit) would give any operation back. A driver may give back what is too much
+    /// for its device when this is false.
     pub fn is_full(&self) -> bool {
         self.free.is_empty()
     }

@@ -434,6 +434,32 @@ fn what_a_lost_connection_left_out_is_asked_again() {
 }
 
 #[test]
+fn a_part_of_a_read_that_was_answered_is_asked_again_with_the_rest() {
+    // The end of one part, and the start of the next.
+    const BORDER: u64 = 256 << 10;
+    const START: u64 = BORDER - LEN as u64 / 2;
+    for (replies, io) in STYLES.into_iter().flat_map(|it| ENGINES.map(|io| (it, io))) {
+        for cut in [0, 17, 1000] {
+            let server = Server::new(replies, move |peer| {
+                if peer.number > 0 {
+                    return peer.be_honest();
+                }
+                let (Some(first), Some(second)) = (peer.hear(), peer.hear()) else { return };
+                let asked = [&first, &second].map(|it| (it.offset, it.len));
+                assert_eq!(asked, [(START, LEN / 2), (BORDER, LEN / 2)]);
+                peer.say(&honest(peer.replies, &second));
+                peer.say(&honest(peer.replies, &first)[..cut]);
+            });
+            let device = server.device(io);
+            let mut bytes = vec![0xee; LEN];
+            let read = soon(move || device.read_at(&mut bytes, START).map(|count| (count, bytes)));
+            let expected = (LEN, data(START, LEN));
+            assert_eq!(read.unwrap(), expected, "{replies:?}, {cut} bytes of the other part");
+        }
+    }
+}
+
+#[test]
 fn a_server_that_always_closes_is_given_up() {
     for io in ENGINES {
         let server = Server::new(Replies::Structured, |peer| {

@@ -10,7 +10,7 @@ use voltar_engine::options::Compression;
 use voltar_format::limits::BLOCK_LEN;
 use voltar_format::manifest::{Note, NoteVolume};
 use voltar_fuzz::checks::{back_up, context, home, request};
-use voltar_fuzz::nbd::{LENGTHS, OFFSET};
+use voltar_fuzz::nbd::{LENGTHS, OFFSET, PARTS};
 use voltar_fuzz::whole::{BASE, INTERRUPTED, content};
 use voltar_fuzz::wire::{u16_at, u32_at, u64_at};
 
@@ -62,17 +62,26 @@ fn nbd_links(seed: Seed<'_>) -> std::io::Result<()> {
     for (cookie, len) in (1u64..).zip(LENGTHS) {
         simple.extend([big!(0x6744_6698u32, 0u32, cookie), data(len)].concat());
     }
+    for (cookie, (_, len)) in (11u64..).zip(PARTS) {
+        simple.extend([big!(0x6744_6698u32, 0u32, cookie), data(len)].concat());
+    }
     simple.extend(others.clone().flat_map(|cookie| big!(0x6744_6698u32, 5u32, cookie)));
     seed("nbd_link", "simple", &[&[255], &simple[..]].concat())?;
     for (name, is_extended) in [("structured", false), ("extended", true)] {
-        let chunk = |cookie: u64, flags: u16, kind: u16, body: &[u8]| match is_extended {
-            true => {
-                let head = big!(0x6e8a_278cu32, flags, kind, cookie, OFFSET, body.len() as u64);
-                [&head, body].concat()
-            }
-            false => [&big!(0x668e_33efu32, flags, kind, cookie, body.len() as u32), body].concat(),
+        let chunk_of = |offset: u64, cookie: u64, flags: u16, kind: u16, body: &[u8]| {
+            let len = body.len();
+            let head = match is_extended {
+                true => big!(0x6e8a_278cu32, flags, kind, cookie, offset, len as u64),
+                false => big!(0x668e_33efu32, flags, kind, cookie, len as u32),
+            };
+            [&head, body].concat()
         };
+        let chunk = |cookie, flags, kind, body: &[u8]| chunk_of(OFFSET, cookie, flags, kind, body);
         let mut bytes = Vec::new();
+        for (cookie, (offset, len)) in (11u64..).zip(PARTS) {
+            let body = [big!(offset), data(len)].concat();
+            bytes.extend(chunk_of(offset, cookie, 1, 1, &body));
+        }
         for (cookie, len) in (1u64..).zip(LENGTHS) {
             let rest = len - len / 2;
             bytes.extend(chunk(cookie, 0, 1, &[big!(OFFSET), data(rest)].concat()));
