@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::data::Scratch;
 
 /// Longest that one run may take, unless told otherwise.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The project's directory.
 pub fn root() -> PathBuf {

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use voltar_tests::boot::root_image;
@@ -15,6 +16,7 @@ use voltar_tests::{Ran, Scratch, Voltar};
 
 const MIB: usize = 1 << 20;
 const INCREMENTALS: usize = 10;
+const BACKUP_PATIENCE: Duration = Duration::from_secs(500);
 
 /// A root that keeps a journal, as others' do: the guest's own is thrown away and has none.
 fn root(scratch: &Scratch, from: &Path) -> PathBuf {
@@ -62,7 +64,8 @@ impl Rig {
     fn back_up(&self, options: &[&str]) -> (Ran, Vec<Value>) {
         let source = format!("qemu:{}", self.live.monitor().display());
         let voltar = Voltar::new(&self.scratch).args(["backup", &source, "a.voltar", "--json"]);
-        let ran = voltar.args(options).run().expect(0);
+        // It leaves the processors to the guests first: to those of other tests, too.
+        let ran = voltar.args(options).patience(BACKUP_PATIENCE).run().expect(0);
         let volumes = ran.json()["volumes"].as_array().unwrap().clone();
         assert_eq!(volumes.len(), 3, "{volumes:?}");
         (ran, volumes)
