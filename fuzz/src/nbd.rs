@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 
 use voltar_engine::io::sockets::Memory;
 use voltar_engine::nbd::handshake::{Greeting, Replies, Wishes};
-use voltar_engine::nbd::link::{Answered, Link, Status, Violation, What};
+use voltar_engine::nbd::link::{Answered, Link, READ_LEN_MAX, Status, Violation, What};
 
 /// The three forms of replies.
 pub const STYLES: [Replies; 3] = [Replies::Simple, Replies::Structured, Replies::Extended];
@@ -17,7 +17,7 @@ pub const OFFSET: u64 = 4096;
 /// How long they are.
 pub const LENGTHS: [usize; 3] = [512, 1, 4096];
 /// The parts in which the last read, of both, is asked for: where, and how long.
-pub const PARTS: [(u64, usize); 2] = [((256 << 10) - 2048, 2048), (256 << 10, 2048)];
+pub const PARTS: [(u64, usize); 2] = [(READ_LEN_MAX - 2048, 2048), (READ_LEN_MAX, 2048)];
 const CONTEXTS: [&str; 2] = ["base:allocation", "qemu:dirty-bitmap:day"];
 
 /// One byte that says in what pieces the bytes behind it come.

@@ -24,8 +24,8 @@ use crate::io::sockets::Memory;
 /// Most bytes of one read or write, whatever the server allows: the specification's bound for
 /// servers that say nothing, and QEMU's.
 const TRANSFER_LEN_MAX: u64 = 32 << 20;
-/// Bytes that are asked for at once by one driver. `qemu-nbd` with more is slower: its buffers leave the caches,
-/// and its reads of the image their order.
+/// Bytes that are asked for at once by one driver: with more, `qemu-nbd` was slower on an image that is not in the
+/// page cache.
 const READS_LEN_MAX: u64 = 8 << 20;
 /// Most bytes that are zeroed or released by one request: so many answer in time.
 const ZERO_LEN_MAX: u64 = 1 << 30;

@@ -14,6 +14,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::handshake::Replies;
+use super::link::READ_LEN_MAX;
 use super::protocol::{
     CHUNK_BLOCK_STATUS, CHUNK_BLOCK_STATUS_EXT, CHUNK_DONE, CHUNK_ERROR, CHUNK_NONE,
     CHUNK_OFFSET_DATA, CHUNK_OFFSET_HOLE, CONTEXT_ALLOCATION, Command, EXTENDED_REPLY_MAGIC,
@@ -436,7 +437,7 @@ fn what_a_lost_connection_left_out_is_asked_again() {
 #[test]
 fn a_part_of_a_read_that_was_answered_is_asked_again_with_the_rest() {
     // The end of one part, and the start of the next.
-    const BORDER: u64 = 256 << 10;
+    const BORDER: u64 = READ_LEN_MAX;
     const START: u64 = BORDER - LEN as u64 / 2;
     for (replies, io) in STYLES.into_iter().flat_map(|it| ENGINES.map(|io| (it, io))) {
         for cut in [0, 17, 1000] {

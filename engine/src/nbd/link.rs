@@ -31,7 +31,7 @@ const CHUNKS_MAX: u32 = 65536;
 
 /// Most bytes of a read that one request asks for; the rest of it is asked for by others, at once. QEMU has a
 /// buffer for each request, and gives large ones back to the system every time. A multiple of any block length.
-const READ_LEN_MAX: u64 = 256 << 10;
+pub const READ_LEN_MAX: u64 = 256 << 10;
 
 /// The server broke the protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,22 +139,20 @@ struct Flight {
     chunks: u32,
     /// Whether an error was told.
     has_failed: bool,
-    /// Whether contexts were told.
-    has_status: bool,
     /// Whether its bytes are still to be sent.
     is_sending: bool,
 }
 
 impl Flight {
-    /// Whether all came that was asked for, or an error.
-    fn check_whole(&self) -> Result<(), Violation> {
+    /// Whether all came that was asked for, or an error; `told` is what came of contexts.
+    fn check_whole(&self, told: &[Status]) -> Result<(), Violation> {
         let range = self.at..self.at + self.len as usize;
         match self.command {
             _ if self.has_failed => Ok(()),
             Command::Read if self.filled.first() != Some(&range) => {
                 violation("a read is answered only in part")
             }
-            Command::BlockStatus if !self.has_status => {
+            Command::BlockStatus if told.is_empty() => {
                 violation("a question about blocks is answered by nothing")
             }
             _ => Ok(()),
@@ -263,7 +261,6 @@ impl<T> Link<T> {
                 filled: Vec::new(),
                 chunks: 0,
                 has_failed: false,
-                has_status: false,
                 // Until its bytes are sent, nothing can answer it.
                 is_sending: command == Command::Write,
             };
@@ -580,9 +577,7 @@ impl<T> Link<T> {
             }
             CHUNK_BLOCK_STATUS | CHUNK_BLOCK_STATUS_EXT => {
                 let status = status(kind == CHUNK_BLOCK_STATUS_EXT, fields)?;
-                let flight = self.flight(cookie)?;
-                flight.has_status = true;
-                let asked = flight.asked;
+                let asked = self.flight(cookie)?.asked;
                 let Some(Asked { status: told, .. }) = self.asked.get_mut(&asked) else {
                     return violation("a reply to no request");
                 };
@@ -676,13 +671,13 @@ impl<T> Link<T> {
             return Ok(());
         }
         // Before it is taken out: what is in flight when the server is found out is still answered.
-        self.flight(cookie)?.check_whole()?;
-        let Some(asked) = self.flights.remove(&cookie).map(|flight| flight.asked) else {
+        let asked = self.flight(cookie)?.asked;
+        let (Some(flight), Some(waiting)) = (self.flights.get(&cookie), self.asked.get_mut(&asked))
+        else {
             return violation("a reply to no request");
         };
-        let Some(waiting) = self.asked.get_mut(&asked) else {
-            return violation("a reply to no request");
-        };
+        flight.check_whole(&waiting.status)?;
+        self.flights.remove(&cookie);
         waiting.flights -= 1;
         if waiting.flights > 0 {
             return Ok(());
@@ -1239,7 +1234,7 @@ mod tests {
 
     #[test]
     fn a_part_of_a_long_read_that_fails_fails_it_once_all_are_answered() {
-        let disk = disk(2 << 18, 7);
+        let disk = disk(2 * READ_LEN_MAX as usize, 7);
         for replies in STYLES {
             let (mut link, asked) = parts(replies, disk.len());
             let refusal = match replies {
@@ -1260,14 +1255,14 @@ mod tests {
     #[test]
     fn a_part_is_not_answered_by_bytes_of_another() {
         let replies = Replies::Structured;
-        let (mut link, asked) = parts(replies, 2 << 18);
+        let (mut link, asked) = parts(replies, 2 * READ_LEN_MAX as usize);
         let (first, second) = (asked[0], asked[1]);
         let bytes = chunk(replies, first.0, 0, CHUNK_OFFSET_DATA, &data(second.1, &[1; 512]));
         assert!(link.take(&bytes, &mut Vec::new()).is_err());
         // Whoever asked is told once, and can ask elsewhere for all of it.
         let abandoned = link.abandon();
         assert_eq!((abandoned.len(), abandoned[0].2, link.in_flight()), (1, OFFSET, 0));
-        assert_eq!(abandoned[0].1.len(), 2 << 18);
+        assert_eq!(abandoned[0].1.len(), 2 * READ_LEN_MAX);
     }
 
     #[test]
