@@ -176,7 +176,9 @@ fn measure_read(device: &FileDevice, engine: IoEngine, context: &Context) -> Res
             let Some(buffer) = pool.try_take() else { break };
             let wanted = (len - next).min(PIECE_LEN as u64) as usize;
             let kind = OpKind::Read { buffer, len: wanted };
-            let _ = queue.submit(Op { token: next, kind, offset: next });
+            if queue.submit(Op { token: next, kind, offset: next }).is_err() {
+                break;
+            }
             next += wanted as u64;
         }
         if queue.in_flight() == 0 {

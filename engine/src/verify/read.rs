@@ -189,11 +189,12 @@ impl Flow<'_> {
         let buffer = self.pool.take();
         let len = ((read.end - read.start) as usize).min(buffer.capacity());
         self.limit.pass(len as u64, cancel)?;
-        let op = Op { token, kind: OpKind::Read { buffer, len }, offset: read.start };
-        if self.queue.submit(op).is_err() {
-            return Err(Error::new(ErrorKind::Internal, "a queue that has room refuses a read"));
-        }
+        let mut op = Op { token, kind: OpKind::Read { buffer, len }, offset: read.start };
         self.waiting.insert(token, (job, permit));
+        while let Err(full) = self.queue.submit(op) {
+            op = full;
+            self.reap()?;
+        }
         Ok(())
     }
 
